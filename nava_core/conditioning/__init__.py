@@ -1,0 +1,1 @@
+"""What a clip is conditioned on: words (`text`), voices (`speaker`) and the first frame (`image`)."""

@@ -1,0 +1,439 @@
+"""The NAVA backbone: an Align-then-Fuse transformer that denoises video and audio latents together.
+
+Source: the NAVA paper and the released weights (`WanAVModel`). Alignment layers keep video and audio parameters apart
+and attend jointly; fusion layers share one set for both. Official tensor names are kept, but for the three lists of
+blocks, which are one list here (`transformer_blocks`), as the library's caching and offloading hooks expect.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.hooks._helpers import TransformerBlockMetadata, TransformerBlockRegistry
+from diffusers.loaders import PeftAdapterMixin
+from diffusers.models.attention import AttentionMixin
+from diffusers.models.cache_utils import CacheMixin
+from diffusers.models.modeling_utils import ModelMixin
+from diffusers.utils import BaseOutput
+from einops import rearrange
+from torch import Tensor, nn
+
+from nava_core.models.attention_nava import (
+    STREAM_SUFFIXES,
+    NavaAttention,
+    NavaCrossAttnProcessor,
+    NavaSelfAttnProcessor,
+    NavaTextContext,
+    TokenLayout,
+    adaptive_norm,
+    join,
+)
+from nava_core.models.embeddings_nava import (
+    NavaAudioPatchEmbed,
+    NavaRotaryPosEmbed,
+    NavaSpeakerEmbedding,
+    sinusoidal_embedding,
+)
+from nava_core.models.official_config import renamed_blocks, transformer_config
+from nava_core.weights import backbone_tensors, empty_weights, load_strictly
+
+
+@dataclass
+class NavaTransformerOutput(BaseOutput):
+    """Velocities (noise - data), None for an absent stream.
+
+    sample: (batch, channels, frames, height, width); audio_sample: (batch, tokens, channels).
+    """
+
+    sample: Tensor | None = None
+    audio_sample: Tensor | None = None
+
+
+class NavaModulation(nn.Module):
+    """A learnt offset to the time embedding's vectors: (batch, rows, vectors, dim) -> the same, at least float32."""
+
+    def __init__(self, vectors: int, dim: int):
+        super().__init__()
+        self.modulation = nn.Parameter(torch.randn(1, vectors, dim) / math.sqrt(dim))
+
+    def forward(self, time_rows: Tensor) -> Tensor:
+        return self.modulation[:, None] + time_rows
+
+
+@dataclass(frozen=True)
+class TokenPiece:
+    """A run of tokens with one modulation, (batch or 1, vectors, dim), inside part `part` of the sequence."""
+
+    part: int
+    start: int
+    stop: int
+    modulation: Tensor
+
+
+def token_pieces(layout: TokenLayout, modulation: Sequence[Tensor]) -> list[TokenPiece]:
+    """Cut the sequence where parameters or diffusion time change.
+
+    modulation: for each stream (batch or 1, rows, vectors, dim). Row 0 belongs to the noisy tokens, row 1 to the
+    clean first frame.
+    """
+    pieces = []
+    for part, (stream, start, stop) in enumerate(layout.ranges(len(modulation))):
+        rows = modulation[stream]
+        if start < layout.clean:
+            pieces.append(TokenPiece(part, start, layout.clean, rows[:, 1]))
+            start = layout.clean
+        if start < stop:
+            pieces.append(TokenPiece(part, start, stop, rows[:, 0]))
+    return pieces
+
+
+def gated_sum(hidden_states: Tensor, parts: Sequence[Tensor], pieces: Sequence[TokenPiece], vector: int) -> Tensor:
+    """`hidden_states + gate * update` where `parts` hold the update, each piece with its own gate."""
+    update = join(parts)
+    if len(pieces) == 1:
+        gate = pieces[0].modulation[:, vector, None].to(update.dtype)
+        return torch.addcmul(hidden_states, update, gate)
+    summed = []
+    for piece in pieces:
+        run, gate = slice(piece.start, piece.stop), piece.modulation[:, vector, None].to(update.dtype)
+        summed.append(torch.addcmul(hidden_states[:, run], update[:, run], gate))
+    return torch.cat(summed, dim=1)
+
+
+class NavaTransformerBlock(nn.Module):
+    """One layer. streams=2: video and audio have their own parameters (alignment layer); 1: shared (fusion layer).
+
+    In an alignment layer `split_ffn` also separates the feed-forward network and the norm before cross-attention.
+    """
+
+    def __init__(self, dim: int, ffn_dim: int, num_heads: int, eps: float, streams: int = 1, split_ffn: bool = False):
+        super().__init__()
+        self.eps = eps
+        self.streams = streams
+        self.ffn_streams = streams if split_ffn else 1
+        self.self_attn = NavaAttention(dim, num_heads, eps, streams, NavaSelfAttnProcessor())
+        self.cross_attn = NavaAttention(dim, num_heads, eps, streams, NavaCrossAttnProcessor())
+        for suffix in STREAM_SUFFIXES[:streams]:
+            self.add_module(f"modulation{suffix}", NavaModulation(6, dim))
+        for suffix in STREAM_SUFFIXES[: self.ffn_streams]:
+            self.add_module(f"norm3{suffix}", nn.LayerNorm(dim, eps))
+            gelu = nn.GELU(approximate="tanh")
+            self.add_module(f"ffn{suffix}", nn.Sequential(nn.Linear(dim, ffn_dim), gelu, nn.Linear(ffn_dim, dim)))
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        context: NavaTextContext,
+        time_rows: Tensor,
+        rotary: Tensor,
+        layout: TokenLayout,
+    ) -> Tensor:
+        """hidden_states (batch, tokens, dim) -> the same. time_rows: (batch or 1, rows, 6, dim), row 1 is time 0."""
+        ranges = layout.ranges(self.streams)
+        modulation = [getattr(self, f"modulation{suffix}")(time_rows) for suffix in STREAM_SUFFIXES[: self.streams]]
+        pieces = token_pieces(layout, modulation)
+
+        parts = self.self_attn(self._adaptive_norm(hidden_states, pieces, 0), rotary, layout)
+        hidden_states = gated_sum(hidden_states, parts, pieces, 2)
+
+        parts = [self._ffn_layer("norm3", stream)(hidden_states[:, start:stop]) for stream, start, stop in ranges]
+        hidden_states = hidden_states + join(self.cross_attn(parts, context, layout))
+
+        parts = self._adaptive_norm(hidden_states, pieces, 3)
+        parts = [self._ffn_layer("ffn", stream)(part) for (stream, _, _), part in zip(ranges, parts, strict=True)]
+        return gated_sum(hidden_states, parts, pieces, 5)
+
+    def _adaptive_norm(self, hidden_states: Tensor, pieces: Sequence[TokenPiece], vector: int) -> list[Tensor]:
+        """Norm with shift `vector` and scale `vector + 1` of each piece, joined to parts."""
+        parts: list[list[Tensor]] = [[] for _ in range(pieces[-1].part + 1)]
+        for piece in pieces:
+            shift, scale = piece.modulation[:, vector], piece.modulation[:, vector + 1]
+            parts[piece.part].append(adaptive_norm(hidden_states[:, piece.start : piece.stop], shift, scale, self.eps))
+        return [join(part) for part in parts]
+
+    def _ffn_layer(self, name: str, stream: int) -> nn.Module:
+        return getattr(self, name + STREAM_SUFFIXES[stream if self.ffn_streams > 1 else 0])
+
+
+# Both kinds of layer return the token sequence alone; the text context is constant through the stack.
+TransformerBlockRegistry.register(
+    NavaTransformerBlock,
+    TransformerBlockMetadata(return_hidden_states_index=0, return_encoder_hidden_states_index=None),
+)
+
+
+class NavaHead(nn.Module):
+    """Adaptive norm and projection of one stream's tokens to velocities."""
+
+    def __init__(self, dim: int, out_features: int, eps: float):
+        super().__init__()
+        self.eps = eps
+        self.head = nn.Linear(dim, out_features)
+        self.modulation = nn.Parameter(torch.randn(1, 2, dim) / math.sqrt(dim))
+
+    def forward(self, hidden_states: Tensor, time_rows: Tensor, layout: TokenLayout) -> Tensor:
+        """(batch, tokens, dim) -> (batch, tokens, out_features). time_rows: (batch or 1, rows, dim)."""
+        modulation = self.modulation[:, None] + time_rows[:, :, None]
+        pieces = token_pieces(layout, [modulation])
+        normed = [
+            adaptive_norm(hidden_states[:, p.start : p.stop], p.modulation[:, 0], p.modulation[:, 1], self.eps)
+            for p in pieces
+        ]
+        return self.head(join(normed))
+
+
+class NavaTransformer3DModel(ModelMixin, ConfigMixin, AttentionMixin, PeftAdapterMixin, CacheMixin):
+    """The 6.3B backbone by default. See `forward` for shapes.
+
+    num_layers alignment layers, num_single_layers fusion layers, then num_final_layers alignment layers.
+    audio_rope_scale puts audio tokens (25/s) on the clock of latent frames (6/s). split_ffn gives the alignment layers
+    a feed-forward network for each stream (the released weights share it). speaker_dim None: no speaker tokens.
+    """
+
+    _supports_gradient_checkpointing = True
+    _no_split_modules = ["NavaTransformerBlock"]  # noqa: RUF012 (the library's contract)
+    _repeated_blocks = ["NavaTransformerBlock"]  # noqa: RUF012
+    _skip_layerwise_casting_patterns = (  # small, and at the edges where precision shows
+        "patch_embedding",
+        "text_embedding",
+        "time_",
+        "speaker_embedding",
+        "norm",
+        "modulation",
+        "head",
+    )
+
+    @register_to_config
+    def __init__(
+        self,
+        patch_size: tuple[int, int, int] = (1, 2, 2),
+        num_attention_heads: int = 24,
+        attention_head_dim: int = 128,
+        in_channels: int = 48,
+        out_channels: int = 48,
+        audio_in_channels: int = 128,
+        audio_out_channels: int = 128,
+        text_dim: int = 4096,
+        text_len: int = 512,
+        freq_dim: int = 256,
+        ffn_dim: int = 14336,
+        num_layers: int = 10,
+        num_single_layers: int = 20,
+        num_final_layers: int = 0,
+        eps: float = 1e-6,
+        audio_rope_scale: float = 0.24,
+        speaker_dim: int | None = 192,
+        split_ffn: bool = False,
+    ) -> None:
+        super().__init__()
+        dim = num_attention_heads * attention_head_dim
+        patch = (patch_size[0], patch_size[1], patch_size[2])  # a list when it comes from a config file
+        self.patch_embedding = nn.Conv3d(in_channels, dim, kernel_size=patch, stride=patch)
+        self.patch_embedding_audio = NavaAudioPatchEmbed(audio_in_channels, dim)
+        self.text_embedding = nn.Sequential(nn.Linear(text_dim, dim), nn.GELU(approximate="tanh"), nn.Linear(dim, dim))
+        self.time_embedding = nn.Sequential(nn.Linear(freq_dim, dim), nn.SiLU(), nn.Linear(dim, dim))
+        self.time_projection = nn.Sequential(nn.SiLU(), nn.Linear(dim, 6 * dim))
+        self.speaker_embedding = NavaSpeakerEmbedding(speaker_dim, dim) if speaker_dim else None
+        self.rope = NavaRotaryPosEmbed(attention_head_dim, audio_rope_scale)
+        kinds = [(2, split_ffn)] * num_layers + [(1, False)] * num_single_layers + [(2, split_ffn)] * num_final_layers
+        self.transformer_blocks = nn.ModuleList(
+            NavaTransformerBlock(dim, ffn_dim, num_attention_heads, eps, streams, split) for streams, split in kinds
+        )
+        self.head = NavaHead(dim, out_channels * math.prod(patch_size), eps)
+        self.head_audio = NavaHead(dim, audio_out_channels, eps)
+        self.gradient_checkpointing = False
+
+    def forward(
+        self,
+        hidden_states: Tensor | None,
+        audio_hidden_states: Tensor | None,
+        timestep: Tensor,
+        encoder_hidden_states: Tensor | NavaTextContext,
+        speaker_embeds: Tensor | None = None,
+        speaker_positions: Sequence[Sequence[int]] | None = None,
+        isolate_modalities: bool | Sequence[bool] = False,
+        first_frame_is_clean: bool = False,
+        return_dict: bool = True,
+    ) -> NavaTransformerOutput | tuple[Tensor | None, Tensor | None]:
+        """Predict the velocities of one pass.
+
+        Args:
+            hidden_states: video latents (batch, channels, latent frames, height, width), or None for audio alone.
+            audio_hidden_states: audio latents (batch, tokens, channels), or None for video alone.
+            timestep: diffusion times 0..1000, (batch,); one value of shape (1,) for all is the cheaper way.
+            encoder_hidden_states: text states (batch, rows, text_dim), or the result of `encode_context`, which lets
+                many passes share one projection of the text.
+            speaker_embeds, speaker_positions: see `encode_context`.
+            isolate_modalities: keep video and audio from attending to each other, for all or for each sample.
+            first_frame_is_clean: latent frame 0 is a given image, at diffusion time 0.
+
+        Raises:
+            ValueError: no stream given, or a shape that does not fit the config.
+        """
+        context = encoder_hidden_states
+        if not isinstance(context, NavaTextContext):
+            context = self.encode_context(context, speaker_embeds, speaker_positions)
+        self._check_inputs(hidden_states, audio_hidden_states, context, timestep)
+
+        tokens, grid = [], (0, 0, 0)
+        if hidden_states is not None:
+            video_tokens = self.patch_embedding(hidden_states.to(self.dtype))
+            grid = tuple(video_tokens.shape[2:])
+            tokens.append(video_tokens.flatten(2).transpose(1, 2))  # (b, dim, f, h, w) -> (b, f*h*w, dim)
+        if audio_hidden_states is not None:
+            tokens.append(self.patch_embedding_audio(audio_hidden_states.to(self.dtype)))
+        tokens_joined = join(tokens)
+        audio_count = 0 if audio_hidden_states is None else audio_hidden_states.shape[1]
+        layout = TokenLayout(
+            video=math.prod(grid),
+            audio=audio_count,
+            clean=grid[1] * grid[2] if first_frame_is_clean else 0,
+            isolated=self._isolated(isolate_modalities, tokens_joined.shape[0]),
+        )
+        time_states, time_rows = self._embed_time(timestep, clean_first_frame=layout.clean > 0)
+        rotary = self.rope(grid, audio_count, tokens_joined.device, tokens_joined.dtype)
+
+        for block in self.transformer_blocks:
+            if torch.is_grad_enabled() and self.gradient_checkpointing:
+                tokens_joined = self._gradient_checkpointing_func(
+                    block, tokens_joined, context, time_rows, rotary, layout
+                )
+            else:
+                tokens_joined = block(tokens_joined, context, time_rows, rotary, layout)
+
+        sample = audio_sample = None
+        if layout.video:
+            video_layout = TokenLayout(layout.video, 0, layout.clean)
+            sample = self._unpatchify(self.head(tokens_joined[:, : layout.video], time_states, video_layout), grid)
+        if layout.audio:
+            audio_sample = self.head_audio(tokens_joined[:, layout.video :], time_states, TokenLayout(0, layout.audio))
+        if not return_dict:
+            return sample, audio_sample
+        return NavaTransformerOutput(sample=sample, audio_sample=audio_sample)
+
+    def encode_context(
+        self,
+        encoder_hidden_states: Tensor,
+        speaker_embeds: Tensor | None = None,
+        speaker_positions: Sequence[Sequence[int]] | None = None,
+    ) -> NavaTextContext:
+        """Text and speaker rows that all layers attend to (NAVA.md sections 2 and 3: timbre in context).
+
+        Args:
+            encoder_hidden_states: (batch, rows <= text_len, text_dim); zero rows are added up to text_len.
+            speaker_embeds: (batch, speakers, speaker_dim). A silent one (zeros) becomes the null token.
+            speaker_positions: for each sample the text row that each of its speakers replaces; may be shorter.
+        """
+        rows, text_len = encoder_hidden_states.shape[1], self.config.text_len
+        if rows > text_len:
+            raise ValueError(f"{rows} text rows given, the model reads {text_len}; cut the prompt when tokenising it")
+        padded = torch.nn.functional.pad(encoder_hidden_states.to(self.dtype), (0, 0, 0, text_len - rows))
+        states = self.text_embedding(padded)
+        if speaker_embeds is None:
+            return NavaTextContext(states)
+        if self.speaker_embedding is None:
+            raise ValueError("speaker_embeds were given, but this model was trained without speaker tokens")
+        samples, embeds = _speaker_rows(speaker_embeds, speaker_positions, states.shape[:2])
+        if samples[0]:
+            speakers = self.speaker_embedding(embeds.to(states.device)).to(states.dtype)
+            indices = tuple(torch.tensor(index, device=states.device) for index in samples)
+            states = states.index_put(indices, speakers)
+        return NavaTextContext(states)
+
+    def token_count(self, video: Tensor | None, audio: Tensor | None) -> int:
+        """Sequence length for latents (..., frames, height, width) and (tokens, channels)."""
+        video_tokens = 0 if video is None else math.prod(video.shape[-3:]) // math.prod(self.config.patch_size)
+        return video_tokens + (0 if audio is None else audio.shape[-2])
+
+    @classmethod
+    def from_official(
+        cls, weights: str | Mapping[str, Tensor], config: Mapping[str, Any], dtype: torch.dtype | None = None
+    ) -> NavaTransformer3DModel:
+        """A model from official tensors (a file or a mapping; the prefix `backbone.` is optional) and their config.
+
+        dtype None keeps the weights' own. Raises ValueError that names each missing, surplus or misshapen tensor and
+        each config value that this code does not do.
+        """
+        tensors = backbone_tensors(weights)
+        settings = transformer_config(config, tensors)
+        with empty_weights():
+            model = cls(**settings)
+        source = "the backbone" if isinstance(weights, Mapping) else str(weights)
+        load_strictly(model, renamed_blocks(tensors, settings), dtype=dtype, source=source)
+        return model.eval()
+
+    def _check_inputs(
+        self, video: Tensor | None, audio: Tensor | None, context: NavaTextContext, timestep: Tensor
+    ) -> None:
+        if video is None and audio is None:
+            raise ValueError("both hidden_states and audio_hidden_states are None; give at least one stream")
+        _, patch_height, patch_width = self.config.patch_size
+        if video is not None and (video.ndim != 5 or video.shape[3] % patch_height or video.shape[4] % patch_width):
+            raise ValueError(
+                f"hidden_states has the shape {tuple(video.shape)}; expected (batch, channels, frames, height, width) "
+                f"with height and width divisible by {patch_height} and {patch_width}"
+            )
+        batches = {stream.shape[0] for stream in (video, audio) if stream is not None} | {context.states.shape[0]}
+        if len(batches) > 1 or timestep.shape not in {(1,), (next(iter(batches)),)}:
+            raise ValueError(
+                f"batch sizes differ: streams and text {sorted(batches)}, timestep {tuple(timestep.shape)}"
+            )
+
+    def _isolated(self, isolate_modalities: bool | Sequence[bool], batch: int) -> tuple[bool, ...]:
+        if isinstance(isolate_modalities, bool):
+            return (isolate_modalities,) * batch
+        if len(isolate_modalities) != batch:
+            raise ValueError(f"isolate_modalities has {len(isolate_modalities)} values for a batch of {batch}")
+        return tuple(bool(value) for value in isolate_modalities)
+
+    def _embed_time(self, timestep: Tensor, clean_first_frame: bool) -> tuple[Tensor, Tensor]:
+        """e (batch or 1, rows, dim) and e0 (batch or 1, rows, 6, dim), float32; row 1, where present, is time 0."""
+        times = timestep[:, None]
+        if clean_first_frame:
+            times = torch.cat([times, torch.zeros_like(times)], dim=1)
+        embedded = self.time_embedding(sinusoidal_embedding(times, self.config.freq_dim).to(self.dtype))
+        vectors = self.time_projection(embedded).unflatten(-1, (6, -1))
+        compute_dtype = torch.promote_types(self.dtype, torch.float32)
+        return embedded.to(compute_dtype), vectors.to(compute_dtype)
+
+    def _unpatchify(self, tokens: Tensor, grid: Sequence[int]) -> Tensor:
+        frames, height, width = grid
+        patch_frames, patch_height, patch_width = self.config.patch_size
+        return rearrange(
+            tokens,
+            "b (f h w) (pf ph pw c) -> b c (f pf) (h ph) (w pw)",
+            f=frames,
+            h=height,
+            w=width,
+            pf=patch_frames,
+            ph=patch_height,
+            pw=patch_width,
+        )
+
+
+def _speaker_rows(
+    speaker_embeds: Tensor, positions: Sequence[Sequence[int]] | None, states_shape: Sequence[int]
+) -> tuple[tuple[list[int], list[int]], Tensor]:
+    """((sample, row) indices, embeddings (n, speaker_dim)) of all speakers of a batch, one after another."""
+    batch, text_len = states_shape
+    if positions is None or len(positions) != batch or speaker_embeds.shape[0] != batch:
+        given = None if positions is None else len(positions)
+        raise ValueError(
+            f"speaker_embeds has {speaker_embeds.shape[0]} and speaker_positions {given} entries for a batch of {batch}"
+        )
+    samples, rows, embeds = [], [], []
+    for sample, sample_positions in enumerate(positions):
+        if len(sample_positions) > speaker_embeds.shape[1]:
+            raise ValueError(f"{len(sample_positions)} speaker positions for {speaker_embeds.shape[1]} embeddings")
+        for speaker, row in enumerate(sample_positions):
+            if not 0 <= row < text_len:
+                raise ValueError(f"speaker position {row} is outside the {text_len} text rows")
+            samples.append(sample)
+            rows.append(row)
+            embeds.append(speaker_embeds[sample, speaker])
+    return (samples, rows), torch.stack(embeds) if embeds else speaker_embeds[:0, 0]
