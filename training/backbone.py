@@ -1,0 +1,259 @@
+"""Train nava-nano's backbone and its text encoder on cached latents, by flow matching.
+
+    python -m training.backbone --config training/configs/backbone.yaml --latents runs/latents --out runs/backbone
+
+Resumable with --resume; under `torchrun --nproc-per-node 2 -m training.backbone ...` the processes average their
+gradients, which on a CPU beats one process with two threads. The recipe is the paper's: both streams at one noise
+level, text dropout to zero states, samples with isolated modalities, batches with a clean first frame, a weight for
+the audio's loss.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
+
+from nava_core.conditioning.text import clean_text
+from nava_core.models.transformer_nava import NavaTransformer3DModel
+from nava_core.sampling import shifted
+from training import common
+from training.cache_latents import read_shards
+from training.captions import random_caption
+from training.muon import Muon
+from training.world import Scene
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Clean latents (batch, channels, frames, height, width) and (batch, tokens, channels), and padded token ids."""
+
+    video: Tensor
+    audio: Tensor
+    ids: Tensor
+    mask: Tensor
+
+
+class CachedClips:
+    """All cached clips in memory; captions are drawn anew each time a clip comes up."""
+
+    def __init__(self, folder: Path, tokenizer: PreTrainedTokenizerFast, max_tokens: int):
+        self.folder = folder
+        self.tokenizer = tokenizer
+        self.max_tokens = max_tokens
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Read what the folder holds by now, so that training can start while more is being made."""
+        shards = list(read_shards(self.folder))
+        if not shards:
+            raise ValueError(f"{self.folder} holds no latents; run python -m training.cache_latents first")
+        self.video = torch.cat([tensors["video"] for tensors, _ in shards])
+        self.audio = torch.cat([tensors["audio"] for tensors, _ in shards])
+        self.scenes: list[Scene] = [scene for _, scenes in shards for scene in scenes]
+
+    def draw(self, rng: np.random.Generator, batch_size: int, empty_prompt: float) -> Batch:
+        chosen = rng.integers(len(self.scenes), size=batch_size)
+        captions = [
+            "" if rng.random() < empty_prompt else clean_text(random_caption(self.scenes[index], rng))
+            for index in chosen
+        ]
+        tokens = self.tokenizer(
+            captions, padding=True, truncation=True, max_length=self.max_tokens, return_tensors="pt"
+        )
+        index = torch.from_numpy(chosen)
+        return Batch(self.video[index].float(), self.audio[index].float(), tokens.input_ids, tokens.attention_mask)
+
+
+class NanoModel(nn.Module):
+    """The backbone and the text encoder that learns with it."""
+
+    def __init__(self, config: dict[str, Any], vocabulary: int):
+        super().__init__()
+        self.transformer = NavaTransformer3DModel(**config["transformer"])
+        text_config = UMT5Config(vocab_size=vocabulary, tie_word_embeddings=False, **config["text_encoder"])
+        self.text_encoder = UMT5EncoderModel(text_config)
+        self._initialise()
+
+    def _initialise(self) -> None:
+        """Gates, heads and null token start at zero, so that each layer begins as the identity."""
+        transformer = self.transformer
+        for block in transformer.transformer_blocks:
+            for name, module in block.named_children():
+                if name.startswith("modulation"):
+                    nn.init.zeros_(module.modulation)
+        for projection in (transformer.time_projection[1], transformer.head.head, transformer.head_audio.head):
+            nn.init.normal_(projection.weight, std=1e-3)
+            nn.init.zeros_(projection.bias)
+        for embedding in (transformer.text_embedding, transformer.time_embedding):
+            for layer in (embedding[0], embedding[2]):
+                nn.init.normal_(layer.weight, std=layer.in_features**-0.5)
+                nn.init.zeros_(layer.bias)
+
+    def load(self, folder: Path) -> None:
+        """Take the weights of a trained model of the same sizes."""
+        transformer = NavaTransformer3DModel.from_pretrained(folder / "transformer", torch_dtype=torch.float32)
+        self.transformer.load_state_dict(transformer.state_dict())
+        text_encoder = UMT5EncoderModel.from_pretrained(folder / "text_encoder", dtype=torch.float32)
+        self.text_encoder.load_state_dict(text_encoder.state_dict())
+
+    def text_states(self, batch: Batch, dropped: Tensor) -> Tensor:
+        """States (batch, rows, text_dim); rows of padding and of dropped samples are zero, as in sampling."""
+        states = self.text_encoder(input_ids=batch.ids, attention_mask=batch.mask).last_hidden_state
+        return states * (batch.mask * ~dropped[:, None])[..., None]
+
+
+def flow_loss(
+    model: NanoModel, batch: Batch, config: dict[str, Any], rng: np.random.Generator
+) -> tuple[Tensor, Tensor]:
+    """Mean squared error of the predicted velocities (noise - data), for video and audio."""
+    size = len(batch.video)
+    sigma = torch.from_numpy(shifted(rng.random(size), config["time_shift"])).float()
+    dropped = torch.from_numpy(rng.random(size) < config["text_dropout"])
+    isolated = (rng.random(size) < config["isolated"]).tolist()
+    clean_first_frame = bool(rng.random() < config["clean_first_frame"])
+
+    video_noise, audio_noise = torch.randn_like(batch.video), torch.randn_like(batch.audio)
+    noisy_video = torch.lerp(batch.video, video_noise, sigma[:, None, None, None, None])
+    noisy_audio = torch.lerp(batch.audio, audio_noise, sigma[:, None, None])
+    if clean_first_frame:
+        noisy_video = torch.cat([batch.video[:, :, :1], noisy_video[:, :, 1:]], dim=2)
+    with common.mixed_precision(config["precision"]):
+        output = model.transformer(
+            noisy_video,
+            noisy_audio,
+            sigma * 1000,
+            model.text_states(batch, dropped),
+            isolate_modalities=isolated,
+            first_frame_is_clean=clean_first_frame,
+        )
+    start = 1 if clean_first_frame else 0
+    video_loss = F.mse_loss(output.sample.float()[:, :, start:], (video_noise - batch.video)[:, :, start:])
+    return video_loss, F.mse_loss(output.audio_sample.float(), audio_noise - batch.audio)
+
+
+class Optimizers:
+    """Muon for the matrices inside the layers, AdamW for embeddings, heads, norms and biases."""
+
+    def __init__(self, model: NanoModel, config: dict[str, Any]):
+        matrices: list[nn.Parameter] = []
+        others: list[nn.Parameter] = []
+        for name, parameter in model.named_parameters():
+            inside = "transformer_blocks" in name or ".block." in name
+            is_matrix = parameter.ndim == 2 and "relative_attention_bias" not in name
+            (matrices if inside and is_matrix else others).append(parameter)
+        decay = config["weight_decay"]
+        self.muon = Muon(matrices, lr=config["matrix_learning_rate"], weight_decay=decay)
+        self.adam = torch.optim.AdamW(others, lr=config["learning_rate"], betas=(0.9, 0.98), weight_decay=decay)
+        self.base = (config["matrix_learning_rate"], config["learning_rate"])
+
+    def step(self, factor: float) -> None:
+        for optimizer, rate in zip((self.muon, self.adam), self.base, strict=True):
+            common.set_learning_rate(optimizer, rate * factor)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"muon": self.muon.state_dict(), "adam": self.adam.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.muon.load_state_dict(state["muon"])
+        self.adam.load_state_dict(state["adam"])
+
+
+def train(
+    config: dict[str, Any], latents: Path, model_folder: Path, out: Path, resume: bool, start: Path | None = None
+) -> None:
+    """Train until the config's minutes are over; the averaged weights are saved beside the checkpoint.
+
+    start: a folder with `transformer` and `text_encoder` to go on from with fresh optimisers, such as nava-nano itself.
+    """
+    ranks = common.Ranks()
+    torch.set_num_threads(config["threads"])
+    torch.set_flush_denormal(True)
+    common.seed_everything(config["seed"])
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(model_folder / "tokenizer")
+    clips = CachedClips(latents, tokenizer, config["transformer"]["text_len"])
+    model = NanoModel(config, len(tokenizer)).train()
+    if start is not None:
+        model.load(start)
+    optimizers, average = Optimizers(model, config), common.EMA(model, config["ema_decay"])
+    step, spent = 0, 0.0
+    checkpoint = common.load_checkpoint(out) if resume else None
+    if checkpoint is not None:
+        step, spent = checkpoint["step"], checkpoint["spent"]
+        for name, part in (("model", model), ("optimizers", optimizers), ("average", average)):
+            part.load_state_dict(checkpoint[name])
+    clock = common.RunClock(minutes=config["minutes"], spent=spent)
+    log = common.MetricsLog(out / "metrics.jsonl")
+    rng = np.random.default_rng([config["seed"], step, ranks.index])
+    torch.manual_seed(int(rng.integers(2**31)))
+    logger.info("%d clips, %.2f M weights", len(clips.scenes), common.count_parameters([model]) / 1e6)
+    losses, saved = [], clock.spent
+    while (progress := ranks.progress(clock, step)) < 1:
+        batch = clips.draw(rng, config["batch_size"], config["empty_prompt"])
+        video_loss, audio_loss = flow_loss(model, batch, config, rng)
+        (video_loss + config["audio_loss_weight"] * audio_loss).backward()
+        ranks.average_gradients(list(model.parameters()))
+        nn.utils.clip_grad_norm_(model.parameters(), config["gradient_clip"])
+        optimizers.step(common.warmup_cosine(progress, config["warmup"]))
+        average.update(model)
+        step += 1
+        losses.append((video_loss.item(), audio_loss.item()))
+        if step % 50 == 0 and ranks.index == 0:
+            video, audio = np.mean(losses, axis=0)
+            log.write(step, video=round(float(video), 5), audio=round(float(audio), 5), spent=round(clock.spent, 1))
+            logger.info("step %d, %.0f s: video %.4f, audio %.4f", step, clock.spent, video, audio)
+            losses = []
+        if clock.spent - saved > 60 * config["save_minutes"]:
+            saved = clock.spent
+            clips.refresh()
+            if ranks.index == 0:
+                save(out, step, clock, model, optimizers, average)
+    if ranks.index == 0:
+        save(out, step, clock, model, optimizers, average)
+
+
+def save(
+    out: Path, step: int, clock: common.RunClock, model: NanoModel, optimizers: Optimizers, average: common.EMA
+) -> None:
+    """Write the checkpoint and, as `transformer` and `text_encoder` folders, the averaged weights."""
+    common.save_checkpoint(out, step, spent=clock.spent, model=model, optimizers=optimizers, average=average)
+    trained = {name: value.detach().clone() for name, value in model.named_parameters()}
+    average.copy_to(model)
+    model.transformer.save_pretrained(out / "transformer")
+    model.text_encoder.save_pretrained(out / "text_encoder")
+    with torch.no_grad():
+        for name, value in model.named_parameters():
+            value.copy_(trained[name])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Train nava-nano's backbone and text encoder on cached latents.")
+    parser.add_argument("--config", type=Path, default=Path("training/configs/backbone.yaml"))
+    parser.add_argument("--latents", type=Path, default=Path("runs/latents"))
+    parser.add_argument("--model", type=Path, default=Path("assets/nava-nano"), help="folder that holds the tokenizer")
+    parser.add_argument("--out", type=Path, default=Path("runs/backbone"))
+    parser.add_argument("--minutes", type=float, help="instead of the config's")
+    parser.add_argument("--weights", type=Path, help="a trained model's folder to go on from, with fresh optimisers")
+    parser.add_argument("--resume", action="store_true")
+    arguments = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    config = common.load_config(arguments.config)
+    if arguments.minutes is not None:
+        config["minutes"] = arguments.minutes
+    train(config, arguments.latents, arguments.model, arguments.out, arguments.resume, arguments.weights)
+
+
+if __name__ == "__main__":
+    main()

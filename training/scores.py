@@ -1,0 +1,143 @@
+"""From measured clips to the numbers of a report: what share of a set of clips did as its prompts say."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from training.measure import ClipMeasure, sync
+from training.world import DROPS, FLOOR, GRAVITY, RELEASES, Scene, contacts
+
+SYNC_SECONDS = 0.08
+# How far a released moment may be outside of what its word means, and a carried-on shape from where it was given.
+RELEASE_TOLERANCE = 0.12
+PLACE_TOLERANCE = 0.05
+SIZE_BORDER = 0.105
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A scene that was asked for, what the clip made of it measures, and how long the clip took to make in seconds."""
+
+    scene: Scene
+    clip: ClipMeasure
+    seconds: float
+
+
+def _shape(outcome: Outcome) -> bool:
+    return outcome.clip.picture.shape == outcome.scene.shape
+
+
+def _colour(outcome: Outcome) -> bool:
+    return outcome.clip.picture.colour == outcome.scene.colour
+
+
+def _pair(outcome: Outcome) -> bool:
+    return _colour(outcome) and _shape(outcome)
+
+
+def _side(outcome: Outcome) -> bool:
+    return outcome.clip.picture.column == outcome.scene.column
+
+
+def _size(outcome: Outcome) -> bool:
+    radius = outcome.clip.picture.radius
+    return (
+        outcome.clip.picture.shape is not None and ("large" if radius > SIZE_BORDER else "small") == outcome.scene.size
+    )
+
+
+def _release(outcome: Outcome) -> bool:
+    """The first contact comes when a fall from the asked height, released when asked, would bring it."""
+    seen = outcome.clip.picture.contacts
+    if not seen:
+        return False
+    released = seen[0] - (2 * DROPS[outcome.scene.drop] / GRAVITY) ** 0.5
+    limits = [0.0, *RELEASES.values()]
+    word = list(RELEASES).index(outcome.scene.release)
+    return limits[word] - RELEASE_TOLERANCE <= released <= limits[word + 1] + RELEASE_TOLERANCE
+
+
+def _place(outcome: Outcome) -> bool:
+    """The shape starts where the scene's first frame has it."""
+    x, y = outcome.clip.picture.track[0]
+    scene = outcome.scene
+    # The centre of mass of the shapes lies between 0.65 and 1 radius above their lower edge.
+    above = FLOOR - scene.fall - y
+    return abs(x - scene.x) < PLACE_TOLERANCE and -PLACE_TOLERANCE < above - 0.8 * scene.radius < PLACE_TOLERANCE
+
+
+def _in_sync(outcome: Outcome) -> bool:
+    return sync(outcome.clip.picture.contacts, outcome.clip.sound.onsets).all_within(SYNC_SECONDS)
+
+
+def _first_in_sync(outcome: Outcome) -> bool:
+    return sync(outcome.clip.picture.contacts, outcome.clip.sound.onsets).first_within(SYNC_SECONDS)
+
+
+def _partnered(outcome: Outcome) -> float:
+    return sync(outcome.clip.picture.contacts, outcome.clip.sound.onsets).share_within(SYNC_SECONDS)
+
+
+def _same_count(outcome: Outcome) -> bool:
+    return sync(outcome.clip.picture.contacts, outcome.clip.sound.onsets).same_count
+
+
+def _true_count(outcome: Outcome) -> bool:
+    return len(outcome.clip.picture.contacts) == len(contacts(outcome.scene))
+
+
+def _pan(outcome: Outcome) -> bool:
+    """The sound leans to the side that was asked for, or to none for the centre."""
+    return outcome.clip.sound.column == outcome.scene.column
+
+
+def _material(outcome: Outcome) -> bool:
+    return outcome.clip.sound.material == outcome.scene.shape
+
+
+SHARES: dict[str, Callable[[Outcome], bool | float]] = {
+    "colour": _colour,
+    "shape": _shape,
+    "colour&shape": _pair,
+    "side": _side,
+    "size": _size,
+    "release": _release,
+    "place": _place,
+    "sync": _in_sync,
+    "sync first": _first_in_sync,
+    "sync share": _partnered,
+    "count equal": _same_count,
+    "count true": _true_count,
+    "pan": _pan,
+    "material": _material,
+}
+
+
+def score(outcomes: Sequence[Outcome]) -> dict[str, float]:
+    """Shares (0 to 1) of SHARES, the first contacts' spread and range, the median |heard - seen|, seconds a clip."""
+    if not outcomes:
+        raise ValueError("there are no clips to score; make at least one")
+    result = {name: float(np.mean([rule(outcome) for outcome in outcomes])) for name, rule in SHARES.items()}
+    first = [outcome.clip.picture.contacts[0] for outcome in outcomes if outcome.clip.picture.contacts]
+    result["contact std"] = float(np.std(first)) if first else 0.0
+    result["contact range"] = float(np.ptp(first)) if first else 0.0
+    fits = [sync(outcome.clip.picture.contacts, outcome.clip.sound.onsets) for outcome in outcomes]
+    errors = [abs(error) for fit in fits for error in fit.errors[:1]]
+    result["sync error"] = float(np.median(errors)) if errors else float("nan")
+    result["seconds"] = float(np.mean([outcome.seconds for outcome in outcomes]))
+    return result
+
+
+def shuffled(outcomes: Sequence[Outcome]) -> list[Outcome]:
+    """Every picture with the sound of each of the other clips (of up to 8 of them). Takes two clips or more."""
+    if len(outcomes) < 2:
+        raise ValueError(f"{len(outcomes)} clip has no other clip's sound to take; make two or more")
+    count = len(outcomes)
+    return [
+        replace(outcome, clip=replace(outcome.clip, sound=outcomes[(number + shift) % count].clip.sound))
+        for shift in range(1, min(count, 9))
+        for number, outcome in enumerate(outcomes)
+    ]
