@@ -1,0 +1,1 @@
+"""Where replies come from: an OpenAI-compatible server or a model in this process."""

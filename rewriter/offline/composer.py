@@ -1,0 +1,215 @@
+"""A dense caption by lexicon and grammar alone: transparent, deterministic, and no model at all.
+
+A prompt about nava-nano's world (one coloured shape that falls), in English, Chinese or a mixture, becomes a caption of
+the form that nava-nano was trained on; what the prompt leaves open gets the lexicon's plain defaults. Any other prompt
+keeps its own words, in its own language, and gains sentences about camera and sound. The words and forms are in
+`lexicon.json` and `grammar.json`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import unicodedata
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from rewriter.locking import LockedPrompt, clean_gap, join
+
+NOTE_SCENE = "composed by rule, without a language model"
+NOTE_WORDS = "composed by rule, without a language model: your words are kept as they are and not translated"
+MOST_UNKNOWN = 0.2
+"""Share of a prompt's words that the lexicon may not know while the scene still counts as understood."""
+FACTS = ("shape", "colour", "size", "column", "drop", "release", "background")
+
+EARLIEST, LATEST = 0.3, 1.6
+"""When a shape of nava-nano's world first touches the floor, in seconds."""
+
+_FOLDER = Path(__file__).parent
+_TIME = re.compile(r"(?:大?约|在?第)*(?P<seconds>\d+(?:\.\d+)?)\s*(?:秒钟?[时后]?|(?:s|secs?|seconds?)\b)")
+_OTHER_TOKENS = r"[a-z]+(?:['-][a-z]+)*|\d+|[^\W_a-z\d]"
+_CHINESE_CHARACTER = 0.5  # of a word
+_SENTENCE_ENDS = tuple("。！？!?.…；;")
+
+
+@dataclass
+class Reading:
+    """What the lexicon found in a text.
+
+    facts: fact -> its values in order. moment: the seconds at which the shape lands, if the text names one such time.
+    unknown: words that the lexicon does not know.
+    """
+
+    facts: dict[str, list[str]] = field(default_factory=dict)
+    moment: float | None = None
+    unknown: list[str] = field(default_factory=list)
+    known_words: int = 0
+    falls: bool = False
+
+    @property
+    def unknown_share(self) -> float:
+        amount = sum(1 if word.isascii() else _CHINESE_CHARACTER for word in self.unknown)
+        return amount / max(1e-9, amount + self.known_words)
+
+    @property
+    def is_scene(self) -> bool:
+        """Whether the text tells of one thing of nava-nano's world, and of little else."""
+        if any(len(values) > 1 for values in self.facts.values()):
+            return False
+        named = "shape" in self.facts or ("colour" in self.facts and self.falls and not self.unknown)
+        return named and self.unknown_share <= MOST_UNKNOWN
+
+
+def compose_caption(locked: LockedPrompt) -> tuple[str, tuple[str, ...]]:
+    """A caption of a locked prompt, and notes on how it came about."""
+    reading = understand(locked.description)
+    if reading.is_scene:
+        return _scene_caption(locked, reading)
+    return _worded_caption(locked), (NOTE_WORDS,)
+
+
+def understand(text: str) -> Reading:
+    """What of nava-nano's world `text` speaks of."""
+    pattern, meanings = _matcher()
+    moment, rest, other_times = _moment(unicodedata.normalize("NFKC", text).casefold())
+    words = pattern.findall(rest)
+    tokens = [(word, *_meaning(meanings, word)) for word in words]
+    tokens = [token for token in tokens if token[1] != "small word"]
+    reading = Reading(moment=moment, unknown=other_times, known_words=int(moment is not None))
+    for index, (word, kind, value) in enumerate(tokens):
+        if kind == "background":
+            beside = [other for other, *_ in tokens[max(0, index - 1) : index + 2]]
+            kind, value = _background_or_colour(word, value, beside)
+        reading.falls = reading.falls or kind == "falling"
+        if kind == "unknown":
+            reading.unknown.append(word)
+            continue
+        reading.known_words += 1
+        if kind in {*FACTS, "contacts"} and value not in (values := reading.facts.setdefault(kind, [])):
+            values.append(value)
+    return reading
+
+
+def _moment(text: str) -> tuple[float | None, str, list[str]]:
+    """The one time that `text` names, in seconds, if a fall can end then; the text without times; other times."""
+    found = list(_TIME.finditer(text))
+    times = {float(match["seconds"]) for match in found}
+    rest = _TIME.sub(" ", text)
+    if len(times) == 1 and EARLIEST <= min(times) <= LATEST:
+        return min(times), rest, []
+    return None, rest, [match[0] for match in found]
+
+
+def _meaning(meanings: dict[str, tuple[str, str]], word: str) -> tuple[str, str]:
+    return meanings.get(word) or meanings.get(word.removesuffix("s")) or ("unknown", "")
+
+
+def _background_or_colour(word: str, value: str, beside: list[str]) -> tuple[str, str]:
+    """A background's colour only counts as one beside "background" or "wall": a dark blue ball is a blue thing."""
+    lexicon = _data("lexicon.json")
+    if word in lexicon["background_alone"] or not set(beside).isdisjoint(lexicon["background_nouns"]):
+        return "background", value
+    colour = lexicon["colour_of_things"].get(word)
+    return ("colour", colour) if colour else ("unknown", "")
+
+
+def _scene_caption(locked: LockedPrompt, reading: Reading) -> tuple[str, tuple[str, ...]]:
+    lexicon, grammar = _data("lexicon.json"), _data("grammar.json")["scene"]
+    named = {fact: values[0] for fact, values in reading.facts.items()}
+    missing = [fact for fact in FACTS if fact not in named]
+    facts = {fact: named.get(fact, lexicon["defaults"][fact]) for fact in FACTS}
+    fall = lexicon["fall_seconds"][facts["drop"]]
+    if reading.moment is not None and "release" in missing:
+        facts["release"] = next(
+            value for value, until in lexicon["release_until"].items() if reading.moment - fall < until
+        )
+    moment = fall + lexicon["usual_release"][facts["release"]] if reading.moment is None else reading.moment
+    contacts = named.get("contacts", str(lexicon["usual_contacts"][facts["shape"]][facts["drop"]]))
+    words = {fact: lexicon["facts"][fact][value]["zh"][0] for fact, value in facts.items()}
+    caption = grammar["caption"].format(
+        style=grammar["style"],
+        background=grammar["background"].format(**words),
+        hanging=grammar["hanging"].format(**words),
+        falling=grammar["falling"].format(**words),
+        landing=grammar["landing"].format(moment=f"{moment:.1f}"),
+        bouncing=grammar["bouncing"][contacts],
+        sounding=grammar["sounding"].format(
+            sound=grammar["sound"][facts["shape"]], side=grammar["side"][facts["column"]]
+        ),
+        camera=grammar["camera"],
+    )
+    notes = [NOTE_SCENE]
+    chosen = [f"{fact} {facts[fact]}" for fact in missing]
+    if reading.moment is None:
+        chosen.append(f"landing at {moment:.1f} s")
+    if chosen:
+        notes.append("chosen for you: " + ", ".join(chosen))
+    if reading.unknown:
+        notes.append("left out, since the lexicon does not know them: " + ", ".join(dict.fromkeys(reading.unknown)))
+    if not locked.spans:
+        return join([caption], locked), tuple(notes)
+    speech = grammar["speech"]
+    gaps = [caption + speech["opening"], *[speech["between"]] * (len(locked.spans) - 1), speech["closing"]]
+    return join(gaps, locked), tuple(notes)
+
+
+def _worded_caption(locked: LockedPrompt) -> str:
+    """The prompt's own words and speech in their places, then camera and sound where it names none."""
+    grammar = _data("grammar.json")["any"]
+    description = unicodedata.normalize("NFKC", locked.description)
+    gaps = [clean_gap(" ".join(gap.splitlines())) for gap in locked.gaps]
+    if locked.spans and not any(gap.strip() for gap in gaps):
+        gaps[0] = grammar["speech_alone"]
+    additions = []
+    if not re.search(grammar["camera"]["named"], description, re.IGNORECASE):
+        additions.append(grammar["camera"]["sentence"])
+    if not re.search(grammar["sound"]["named"], description, re.IGNORECASE):
+        additions.append(_sound_sentence(grammar["sound"], description, bool(locked.spans)))
+    if additions:
+        gaps[-1] = _as_sentence(gaps[-1].rstrip()) + "".join(additions)
+    return join(gaps, locked)
+
+
+def _as_sentence(text: str) -> str:
+    """`text` (empty after a span) with an end, so that a Chinese sentence can follow."""
+    if not text.endswith(_SENTENCE_ENDS):
+        text += "." if text[-1:].isalnum() and text[-1:].isascii() else "。"
+    return f"{text} " if text[-1].isascii() else text
+
+
+def _sound_sentence(grammar: dict[str, Any], description: str, with_speech: bool) -> str:
+    topics = [sound for words, sound in grammar["topics"].items() if re.search(words, description, re.IGNORECASE)]
+    ambience = "、".join(topics[:2]) or grammar["ambience"]
+    sentence: str = grammar["with_speech" if with_speech else "without_speech"]
+    return sentence.format(ambience=ambience)
+
+
+@lru_cache
+def _matcher() -> tuple[re.Pattern[str], dict[str, tuple[str, str]]]:
+    """A pattern that cuts a text into the longest known phrases and other words, and what each phrase means."""
+    lexicon = _data("lexicon.json")
+    meanings: dict[str, tuple[str, str]] = {}
+    groups = [(fact, value, names) for fact, values in lexicon["facts"].items() for value, names in values.items()]
+    groups += [
+        (kind, "", lexicon[name])
+        for kind, name in (
+            ("falling", "falling"),
+            ("known", "thing"),
+            ("known", "known"),
+            ("small word", "small_words"),
+        )
+    ]
+    for kind, value, names in groups:
+        for phrase in (*names["zh"], *names["en"]):
+            meanings.setdefault(phrase, (kind, value))
+    ordered = sorted(meanings, key=len, reverse=True)
+    phrases = [rf"\b{re.escape(phrase)}(?:s\b|\b)" if phrase.isascii() else re.escape(phrase) for phrase in ordered]
+    return re.compile("|".join([*phrases, _OTHER_TOKENS])), meanings
+
+
+@lru_cache
+def _data(name: str) -> dict[str, Any]:
+    data: dict[str, Any] = json.loads((_FOLDER / name).read_text(encoding="utf-8"))
+    return data
