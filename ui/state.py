@@ -1,0 +1,187 @@
+"""What stands in the form, and its way to a request and back.
+
+Handlers take the components' values as the browser sends them (`preprocess=False`): Gradio's own checks would end an
+event with a general error, where `GenerationRequest` has one for the field.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from gradio.utils import get_upload_folder
+
+from nava_core.request import GenerationRequest, Guidance, Modality, ModelSpec, RequestError
+from nava_core.speech import bind_speakers, parse_speech
+from ui.catalogue import Catalogue
+
+VOICE_SLOTS = 8
+
+
+@dataclass(frozen=True)
+class Form:
+    """The form's values, in the order in which the page hands them over; the voices follow as `voices`."""
+
+    prompt: str
+    negative_prompt: str
+    image: str | None
+    modality: Modality
+    size: str
+    seconds: float | None
+    steps: float | None
+    seed: str
+    random_seed: bool
+    video: float
+    audio: float
+    video_align: float
+    audio_align: float
+    timbre: float
+    align: bool
+    voices: tuple[str | None, ...]
+
+    @classmethod
+    def from_values(cls, values: Sequence[Any]) -> Form:
+        names = [item.name for item in fields(cls)]
+        own = dict(zip(names[:-1], values, strict=False))
+        own["image"] = uploaded_path("image", own["image"])
+        return cls(**own, voices=tuple(uploaded_path("speakers", voice) for voice in values[len(own) :]))
+
+    def request(self, text: Catalogue) -> GenerationRequest:
+        """Raises RequestError where the form itself cannot be read; `GenerationRequest.resolve` checks the rest."""
+        width, height = _read_size(self.size)
+        return GenerationRequest(
+            prompt=self.prompt,
+            negative_prompt=self.negative_prompt,
+            image=self.image,
+            speakers=bind_speakers(parse_speech(self.prompt).spans, self.voices),
+            width=width,
+            height=height,
+            seconds=self.seconds,
+            num_inference_steps=None if self.steps is None else int(self.steps),
+            guidance=Guidance(
+                self.video, self.audio, self.video_align, self.audio_align, self.timbre, align=self.align
+            ),
+            seed=None if self.random_seed else _read_seed(self.seed, text),
+            modality=self.modality,
+        )
+
+
+@dataclass(frozen=True)
+class Draft:
+    """What a browser keeps of the last rewriting.
+
+    id: of the rewriting; source: the prompt that it was given; random_seed: how the clip that follows it was asked for.
+    used: the caption that took the prompt's place; original: what a person wrote, of which it was made; before: what
+    stood in the prompt's place until then. All three None where none was used.
+    """
+
+    id: str | None = None
+    source: str = ""
+    random_seed: bool = True
+    used: str | None = None
+    original: str | None = None
+    before: str | None = None
+
+    @classmethod
+    def read(cls, stored: Any) -> Draft:
+        """From what a browser hands over, which may be nothing, or of another version."""
+        given = stored if isinstance(stored, dict) else {}
+        kinds = {item.name: bool if item.name == "random_seed" else str for item in fields(cls)}
+        return cls(**{name: given[name] for name, kind in kinds.items() if isinstance(given.get(name), kind)})
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def original_of(self, prompt: str) -> str | None:
+        """What a person wrote, if `prompt` is the caption that was made of it, letter for letter."""
+        return self.original if self.used is not None and same_text(prompt, self.used) else None
+
+    def belongs_to(self, prompt: str) -> bool:
+        """Whether the rewriting was of this prompt."""
+        return same_text(prompt, self.source)
+
+    def begun(self, rewriting_id: str, prompt: str, random_seed: bool = True) -> Draft:
+        """With a new rewriting, of a prompt that may be a caption in use itself."""
+        kept = self if self.original_of(prompt) is not None else Draft()
+        return replace(kept, id=rewriting_id, source=prompt, random_seed=random_seed)
+
+    def with_used(self, caption: str, prompt: str) -> Draft:
+        """With `caption` in the place of `prompt`; the way back leads to a person's own words."""
+        original = self.original_of(prompt)
+        if original is not None:
+            return replace(self, used=caption)
+        return replace(self, used=caption, original=self.source, before=prompt)
+
+    def without_used(self) -> Draft:
+        return replace(self, used=None, original=None, before=None)
+
+
+def same_text(one: str, other: str) -> bool:
+    """Whether two texts differ in nothing but the kind of their line ends, which a browser changes."""
+    return one.splitlines() == other.splitlines()
+
+
+def uploaded_path(field: str, payload: Any) -> str | None:
+    """Where Gradio has put an uploaded file. Raises RequestError for a path that is no upload.
+
+    Gradio checks files, but not an image whose data lacks the mark of a file: without this, a client could have any
+    picture of the server as its first frame.
+    """
+    if payload is None:
+        return None
+    path = payload.get("path") if isinstance(payload, dict) else None
+    if not path or not Path(path).resolve().is_relative_to(Path(get_upload_folder()).resolve()):
+        raise RequestError(field, "this is no uploaded file; upload it first (gradio_client: handle_file)")
+    return str(path)
+
+
+def _read_size(value: str) -> tuple[int, int]:
+    try:
+        width, height = (int(side) for side in value.split("x"))
+    except (ValueError, AttributeError):
+        raise RequestError("width", f"the size is {value!r}; give it as WIDTHxHEIGHT") from None
+    return width, height
+
+
+def _read_seed(typed: str, text: Catalogue) -> int | None:
+    if not typed.strip():
+        return None
+    try:
+        return int(typed)
+    except ValueError:
+        raise RequestError("seed", text("seed.not_a_number", value=typed)) from None
+
+
+def size_value(width: int, height: int) -> str:
+    return f"{width}x{height}"
+
+
+def form_values(request: GenerationRequest, spec: ModelSpec) -> dict[str, Any]:
+    """The form that makes `request` again, by field name; `voices` is padded to the page's slots."""
+    resolved = request.resolve(spec)
+    assert resolved.num_frames is not None and resolved.fps is not None
+    guidance = resolved.guidance or spec.guidance
+    voices = [_existing(voice) for voice in request.speakers[:VOICE_SLOTS]]
+    return {
+        "prompt": request.prompt,
+        "negative_prompt": resolved.negative_prompt,
+        "image": _existing(request.image),
+        "modality": request.modality,
+        "size": size_value(resolved.width or spec.width, resolved.height or spec.height),
+        "seconds": (resolved.num_frames - 1) / resolved.fps,  # as asked: the first frame stands at second 0
+        "steps": resolved.num_inference_steps,
+        "seed": str(resolved.seed),
+        "video": guidance.video,
+        "audio": guidance.audio,
+        "video_align": guidance.video_align,
+        "audio_align": guidance.audio_align,
+        "timbre": guidance.timbre,
+        "align": guidance.align,
+        "voices": [*voices, *[None] * (VOICE_SLOTS - len(voices))],
+    }
+
+
+def _existing(value: Any) -> str | None:
+    return str(value) if isinstance(value, str | Path) and Path(value).is_file() else None

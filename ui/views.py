@@ -1,0 +1,209 @@
+"""Fragments of HTML for the page. Pure functions; every word a person wrote passes through `escape`."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Mapping
+from html import escape
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image
+
+from nava_core.engine.jobs import EngineStatus, Job
+from nava_core.speech import SpeechPrompt
+from ui.catalogue import Catalogue
+
+if TYPE_CHECKING:
+    from nava_core.conditioning.text import TokenCount
+    from ui.rewriting import Rewriting
+
+# As many as studio.css has colours; the next span starts again with the first.
+SPAN_COLOURS = 4
+
+
+def header(text: Catalogue, status: EngineStatus, model: str = "") -> str:
+    label = text(f"status.{status.state}", **({"model": model} if status.state == "ready" else {}))
+    return (
+        f'<div class="nava-brand"><h1>{escape(text("app.title"))}</h1><p>{escape(text("app.tagline"))}</p></div>'
+        f'<div class="nava-status" data-state="{status.state}" role="status">{escape(label)}</div>'
+    )
+
+
+def speech(text: Catalogue, prompt: SpeechPrompt) -> str:
+    """The prompt with its spans coloured and numbered, as the model will be told where speech is."""
+    if not prompt.spans:
+        return quiet(text("speech.none"))
+    parts, position = [], 0
+    for number, span in enumerate(prompt.spans, start=1):
+        parts.append(escape(prompt.source[position : span.mark_start]))
+        parts.append(_span(text, number, span.text, span.closed))
+        position = span.mark_end
+    parts.append(escape(prompt.source[position:]))
+    count = quiet(text("speech.count", count=len(prompt.spans)))
+    return f'{count}<div class="nava-script" tabindex="0">{"".join(parts)}</div>'
+
+
+def _span(text: Catalogue, number: int, line: str, closed: bool) -> str:
+    note = "" if closed else f' data-open title="{escape(text("speech.unclosed"))}"'
+    return f'<mark data-colour="{colour(number)}" data-number="{number}"{note}>{escape(line)}</mark>'
+
+
+def colour(number: int) -> int:
+    """The colour that belongs to span or voice `number`, counted from 1."""
+    return (number - 1) % SPAN_COLOURS + 1
+
+
+def tokens(text: Catalogue, count: TokenCount | None) -> str:
+    if count is None:
+        return ""
+    share = min(count.used / count.limit, 1.0)
+    problem = "tokens.spans_cut" if count.spans_cut else "tokens.cut" if count.cut else None
+    warning = message(text(problem, limit=count.limit), "error" if count.spans_cut else "warning") if problem else ""
+    return (
+        f'<div class="nava-tokens"><span>{escape(text("tokens.count", used=count.used, limit=count.limit))}</span>'
+        f'<span class="nava-track" aria-hidden="true"><i style="width:{share:.1%}"></i></span></div>{warning}'
+    )
+
+
+def quiet(words: str) -> str:
+    """A line of explanation."""
+    return f'<p class="nava-quiet">{escape(words)}</p>'
+
+
+def message(words: str, kind: str) -> str:
+    """A note beside what it is about; kind: "error", "warning" or "hint"."""
+    role = "alert" if kind == "error" else "note"
+    return f'<p class="nava-message" data-kind="{kind}" role="{role}">{escape(words)}</p>'
+
+
+def stage_empty(text: Catalogue) -> str:
+    return _stage_note(text("stage.empty"), text("stage.empty_hint"))
+
+
+def duration(text: Catalogue, seconds: float) -> str:
+    """A length of time as people say it: in seconds, and from two minutes on in minutes."""
+    if seconds < 120:
+        return text("time.seconds", seconds=max(1, round(seconds)))
+    return text("time.minutes", minutes=round(seconds / 60))
+
+
+def rewriting(text: Catalogue, now: Rewriting) -> str:
+    """How a rewriting gets on; when it is done, who wrote the caption and how that went."""
+    if now.result is not None:
+        outcome = text(f"outcome.{now.result.outcome.replace(' ', '_')}", replies=now.result.attempts)
+        notes = "".join(f"<li>{escape(words)}</li>" for words in now.result.notes)
+        return (
+            f'<div class="nava-rewriting" data-state="done" data-outcome="{escape(now.result.outcome)}" role="status">'
+            f"<span>{escape(text('caption.written', backend=now.label))}</span><b>{escape(outcome)}</b></div>"
+            + (f'<ul class="nava-notes">{notes}</ul>' if notes else "")
+        )
+    if now.error is not None:
+        words = now.error.message if now.error.kind != "internal" else text("error.internal", message=now.error.message)
+        return message(words, "error")
+    words = text(f"rewriting.{now.state}")
+    if now.asked and not now.finished:
+        words += f" · {text('rewriting.again', number=now.asked + 1)}"
+    backend = f"<span>{escape(now.label)}</span>" if now.label and not now.finished else ""
+    return f'<div class="nava-rewriting" data-state="{now.state}" role="status"><b>{escape(words)}</b>{backend}</div>'
+
+
+def stage_picture(text: Catalogue, job: Job, paused: bool = False) -> str:
+    """What stands in the player's place while there is no clip."""
+    if job.state == "failed":
+        return _stage_note(text("stage.failed"), "", kind="failed")
+    if job.state == "interrupted":
+        return _stage_note(text("stage.interrupted"), "", kind="cancelled")
+    if job.state == "cancelled":
+        hint = text("stage.cancelled_hint", step=job.step, steps=job.steps)
+        return _stage_note(text("stage.cancelled"), hint, kind="cancelled")
+    if job.preview is None:
+        return _stage_note(progress_words(text, job, paused), "", kind="busy")
+    alt = escape(text("stage.preview_alt"))
+    height, width = job.preview.shape[:2]
+    picture = f'<img src="{_data_uri(job.preview)}" alt="{alt}" style="aspect-ratio:{width}/{height}">'
+    return f'<div class="nava-stage" data-kind="preview">{picture}</div>'
+
+
+def _stage_note(title: str, hint: str, kind: str = "empty") -> str:
+    small = f"<small>{escape(hint)}</small>" if hint else ""
+    return f'<div class="nava-stage" data-kind="{kind}"><p>{escape(title)}</p>{small}</div>'
+
+
+def _data_uri(picture: np.ndarray) -> str:
+    buffer = io.BytesIO()
+    Image.fromarray(picture).save(buffer, "JPEG", quality=85)
+    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def progress_words(text: Catalogue, job: Job, paused: bool = False) -> str:
+    if paused:
+        return text("progress.paused")
+    if job.state == "queued":
+        return text("progress.queued", ahead=job.ahead) if job.ahead else text("progress.starting")
+    if job.phase == "denoise":
+        return text("progress.denoise", step=job.step, steps=job.steps)
+    return text("progress.decode" if job.phase in ("decode", "mux") else "progress.encode")
+
+
+def progress(text: Catalogue, job: Job, left: float | None = None, paused: str | None = None) -> str:
+    """The bar counts denoising steps: they are what a person can count, and nearly all of the time.
+
+    left: seconds until the job is done, if that is known. paused: why the queue has paused itself, or "" where somebody
+    paused it; None while it goes on.
+    """
+    if job.state == "done":
+        words = text("progress.done", seconds=f"{job.seconds:.1f}")
+        return f'<div class="nava-progress" data-state="done"><span>{escape(words)}</span></div>'
+    if job.finished:
+        return ""
+    share = job.step / job.steps if job.steps else 0.0
+    bar = (
+        f'<div class="nava-track" role="progressbar" aria-label="{escape(text("progress.label"))}" '
+        f'aria-valuemin="0" aria-valuemax="{job.steps}" aria-valuenow="{job.step}">'
+        f'<i style="width:{share:.1%}"></i></div>'
+    )
+    state = "paused" if paused is not None else job.state
+    return (
+        f'<div class="nava-progress" data-state="{state}">'
+        f"<span>{escape(progress_words(text, job, paused is not None))}</span>"
+        f"<span>{escape(_times(text, job, None if paused is not None else left))}</span>{bar}</div>"
+        + _why_again(text, job)
+        + (message(paused, "warning") if paused else "")
+    )
+
+
+def _times(text: Catalogue, job: Job, left: float | None) -> str:
+    elapsed = text("progress.elapsed", seconds=f"{job.seconds:.0f}") if job.state == "running" else ""
+    if left is None:
+        return elapsed
+    key = "progress.left" if job.state == "running" else "progress.until"
+    return " · ".join(part for part in (elapsed, text(key, time=duration(text, left))) if part)
+
+
+def _why_again(text: Catalogue, job: Job) -> str:
+    """A job that began before, and begins anew."""
+    before = job.attempts - (1 if job.state == "running" else 0)
+    return quiet(text("progress.again")) if before > 0 else ""
+
+
+def recipe(text: Catalogue, recipe: Mapping[str, Any]) -> str:
+    """The few lines of the recipe that people ask for; the JSON beside it has all of them."""
+    frames, seconds = recipe.get("num_frames"), recipe.get("seconds")
+    sized = recipe.get("modality") != "audio"
+    rows = {
+        "seed": recipe.get("seed"),
+        "size": f"{recipe.get('width')} × {recipe.get('height')}" if sized else None,
+        "length": text("recipe.length_value", seconds=f"{seconds:.2f}", frames=frames) if seconds else None,
+        "steps": recipe.get("num_inference_steps"),
+        "model": recipe.get("model"),
+        "prompt": recipe.get("prompt"),
+        "original_prompt": recipe.get("original_prompt"),
+    }
+    cells = "".join(
+        f"<dt>{escape(text(f'recipe.{key}'))}</dt><dd>{escape(str(value))}</dd>"
+        for key, value in rows.items()
+        if value is not None
+    )
+    return f'<dl class="nava-recipe">{cells}</dl>{quiet(text("recipe.note"))}'
