@@ -1,0 +1,34 @@
+"""Shared fixtures. The larger golden files are kept xz-compressed and unpacked beside themselves once."""
+
+from __future__ import annotations
+
+import lzma
+import os
+from pathlib import Path
+
+import pytest
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+def _unpack_golden() -> None:
+    for packed in GOLDEN.rglob("*.xz"):
+        plain = packed.with_suffix("")
+        if not plain.exists():
+            partial = plain.with_name(f"{plain.name}.{os.getpid()}")
+            partial.write_bytes(lzma.decompress(packed.read_bytes()))
+            partial.replace(plain)
+
+
+_unpack_golden()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--soak", action="store_true", help="run the tests that are marked soak, too")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not config.getoption("--soak"):
+        for item in items:
+            if item.get_closest_marker("soak"):
+                item.add_marker(pytest.mark.skip(reason="takes many minutes and both cores; give --soak to run it"))

@@ -1,0 +1,112 @@
+"""What the studio's tests share: the golden bundle as a pipeline with small sizes, and a page served from it."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+from conftest import GOLDEN
+from rewriter_server import obedient
+
+from nava_core.engine import Engine, PipelineSource
+from rewriter import make_rewriter
+from rewriter.backends.base import Chunk
+from ui.rewriting import RewriteDesk
+
+SMALL = {
+    "name": "nava-nano",
+    "width": 96,
+    "height": 64,
+    "sizes": [[96, 64], [64, 64]],
+    "seconds": 0.5,
+    "max_seconds": 2.0,
+    "num_inference_steps": 4,
+    "negative_prompt": "模糊",
+    "negative_prompt_audio": "噪声",
+    "hint": "Shapes: ball, star. 形状：圆球、星星。",
+}
+
+
+def tiny_pipeline() -> Any:
+    pipeline = PipelineSource(str(GOLDEN / "official_tiny"), "cpu", "float32").load()
+    pipeline.register_to_config(defaults={**pipeline.config.defaults, **SMALL})
+    return pipeline
+
+
+@contextmanager
+def slow_down(pipeline: Any, seconds: float) -> Iterator[None]:
+    """Make every pass of the backbone take `seconds` longer, so that a person (or a test) can watch it."""
+    hook = pipeline.transformer.register_forward_pre_hook(lambda *_: time.sleep(seconds))
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+class TypingModel:
+    """A language model that thinks, and then types a good caption piece by piece; without weights.
+
+    It thinks until `thought` is set, and stops after its first piece until `typed` is; both are at first. stopped: how
+    often somebody ended a reply early. parked: how often it was sent off the device.
+    """
+
+    concurrency = 4
+    label = "typing model"
+    thinking_opened = False
+
+    def __init__(self, name: str = "vllm"):
+        self.name = name
+        self.thought, self.typed = threading.Event(), threading.Event()
+        self.thought.set()
+        self.typed.set()
+        self.stopped = self.parked = 0
+
+    async def reply(self, messages: list[dict[str, str]], seed: int) -> AsyncGenerator[Chunk, None]:
+        text = obedient(messages)
+        try:
+            yield Chunk("reasoning", "SECRET THOUGHT")
+            await _until(self.thought)
+            for start in range(0, len(text), 60):
+                yield Chunk("text", text[start : start + 60])
+                await _until(self.typed)
+            yield Chunk("end", "stop")
+        except (GeneratorExit, asyncio.CancelledError):
+            self.stopped += 1
+            raise
+
+    async def aclose(self) -> None:
+        pass
+
+    def park(self) -> None:
+        self.parked += 1
+
+    def resume(self) -> None:
+        pass
+
+
+async def _until(event: threading.Event) -> None:
+    while not event.is_set():
+        await asyncio.sleep(0.02)
+
+
+def offline_desk() -> RewriteDesk:
+    return RewriteDesk(lambda: make_rewriter("offline"))
+
+
+@contextmanager
+def studio(engine: Engine, output_dir: Path, language: str = "en", desk: RewriteDesk | None = None) -> Iterator[str]:
+    """The page over `engine`, on a free port; yields its address. desk: by default one that rewrites by rule."""
+    from ui import create_ui, launch_options
+
+    with closing(desk or offline_desk()) as desk:
+        demo = create_ui(engine, language, desk)
+        _, url, _ = demo.launch(prevent_thread_lock=True, quiet=True, **launch_options(output_dir))
+        try:
+            yield url
+        finally:
+            demo.close()

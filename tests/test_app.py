@@ -1,0 +1,610 @@
+"""The page without a browser: words, views, the form, the handlers' messages, and the named endpoints over HTTP."""
+
+from __future__ import annotations
+
+import ast
+import asyncio
+import re
+import signal
+import socket
+import string
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+import httpx
+import numpy as np
+import pytest
+import soundfile
+from conftest import GOLDEN
+from gradio.utils import get_upload_folder
+from gradio_client import Client, handle_file
+from gradio_client.exceptions import AppError
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from queue_child import SoundRunner
+from studio_server import TypingModel, offline_desk, slow_down, studio, tiny_pipeline
+
+import app
+from nava_core.conditioning.text import TokenCount
+from nava_core.engine import DATABASE, EngineStatus, InProcessEngine, Job, JobError, QueueEngine
+from nava_core.media import read_recipe
+from nava_core.request import GenerationRequest, Guidance, ModelSpec, RequestError
+from nava_core.speech import parse_speech
+from rewriter import Rewriter
+from ui import captions, handlers, updates, views
+from ui.catalogue import LANGUAGES, Catalogue, entries
+from ui.examples import examples_for
+from ui.hints import known_words, outside_hint
+from ui.panels import Page
+from ui.rewriting import RewriteDesk
+from ui.state import VOICE_SLOTS, Form, form_values
+from ui.studio import build_page
+from ui.updates import Service
+
+ROOT = Path(__file__).parent.parent
+TEXT = Catalogue("en")
+SPEC = ModelSpec(
+    "nava-nano", hint="Shapes: ball, star (圆球、星星).", negative_prompt="模糊", negative_prompt_audio="噪声"
+)
+
+
+def test_every_word_has_all_languages_and_the_same_placeholders() -> None:
+    for key, words in entries().items():
+        assert set(words) == set(LANGUAGES), key
+        names = {
+            language: {name for _, name, _, _ in string.Formatter().parse(text) if name}
+            for language, text in words.items()
+        }
+        assert len({frozenset(found) for found in names.values()}) == 1, key
+
+
+def test_the_catalogue_holds_what_the_code_asks_for_and_nothing_else() -> None:
+    source = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "ui").glob("*.py"))
+    groups = {key.split(".")[0] for key in entries()}
+    asked = {word for word in re.findall(r"""["']([a-z]+\.[a-z_]+)["']""", source) if word.split(".")[0] in groups}
+    assert asked <= set(entries())
+    computed = {key for key in entries() if re.search(rf"""f["']{key.split(".")[0]}\.\{{""", source)}
+    assert asked | computed == set(entries())
+
+
+def test_a_language_nobody_wrote_is_refused() -> None:
+    with pytest.raises(ValueError, match="'fr'"):
+        Catalogue("fr")
+
+
+def test_the_page_never_touches_torch_nor_the_core_the_page() -> None:
+    def imports(path: Path) -> set[str]:
+        names: set[str] = set()
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                names |= {alias.name.split(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                names.add(node.module.split(".")[0])
+        return names
+
+    for path in [ROOT / "app.py", *(ROOT / "ui").rglob("*.py")]:
+        assert "torch" not in imports(path), path
+    for path in (ROOT / "nava_core").rglob("*.py"):
+        assert not imports(path) & {"gradio", "ui"}, path
+
+
+class _Tags(HTMLParser):
+    def __init__(self, html: str):
+        super().__init__()
+        self.tags: set[str] = set()
+        self.words = ""
+        self.feed(html)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: Any) -> None:
+        self.tags.add(tag)
+
+    def handle_data(self, data: str) -> None:
+        self.words += data
+
+
+@settings(deadline=None)
+@given(st.lists(st.sampled_from([*"ab~<>&\"'\n/SE=", "~~", "<script>", "</mark>", "<img onerror=x>"])).map("".join))
+def test_nothing_typed_becomes_html(prompt: str) -> None:
+    found = _Tags(views.speech(TEXT, parse_speech(prompt)))
+    assert found.tags <= {"p", "div", "mark"}
+    if parse_speech(prompt).spans:
+        shown = re.sub(r"^Spoken lines: \d+", "", found.words)
+        spoken = parse_speech(prompt).spans
+        assert all(span.text in shown for span in spoken)
+
+
+def test_spans_are_numbered_and_an_open_one_says_so() -> None:
+    html = views.speech(TEXT, parse_speech("她说 ~~你好~~ 他说 ~~再见"))
+    assert re.findall(r'data-number="(\d)"[^>]*>(\S+?)</mark>', html) == [("1", "你好"), ("2", "再见")]
+    assert html.count("data-open") == 1
+    assert views.colour(1) == views.colour(1 + views.SPAN_COLOURS) != views.colour(2)
+
+
+@pytest.mark.parametrize(
+    ("count", "kind"),
+    [(TokenCount(10, 512), None), (TokenCount(600, 512), "warning"), (TokenCount(600, 512, (0,)), "error")],
+)
+def test_tokens_warn_before_the_text_is_cut(count: TokenCount, kind: str | None) -> None:
+    html = views.tokens(TEXT, count)
+    assert f"{count.used} of 512 tokens" in html
+    assert (f'data-kind="{kind}"' in html) if kind else ("data-kind" not in html)
+
+
+def test_the_recipe_shows_the_seed_and_escapes_the_prompt() -> None:
+    recipe = GenerationRequest("<b>x</b>", seed=42).resolve(SPEC).to_recipe() | {"model": "nava-nano"}
+    found = _Tags(views.recipe(TEXT, recipe))
+    assert "42" in found.words and "<b>x</b>" in found.words and "b" not in found.tags
+
+
+def form(**changes: Any) -> Form:
+    values: dict[str, Any] = {
+        "prompt": "圆球 ~~你好~~ ~~再见~~",
+        "negative_prompt": "模糊",
+        "image": None,
+        "modality": "audio_video",
+        "size": "832x480",
+        "seconds": 3.0,
+        "steps": 7,
+        "seed": "5",
+        "random_seed": False,
+        "video": 1.0,
+        "audio": 2.0,
+        "video_align": 3.0,
+        "audio_align": 4.0,
+        "timbre": 5.0,
+        "align": False,
+        "voices": (None,) * VOICE_SLOTS,
+    }
+    return Form(**values | changes)
+
+
+def test_the_form_becomes_a_request_and_a_request_the_form_again(tmp_path: Path) -> None:
+    voice = tmp_path / "voice.wav"
+    voice.write_bytes(b"RIFF")
+    written = form(voices=(None, str(voice), *[None] * (VOICE_SLOTS - 2)))
+    request = written.request(TEXT)
+    assert request.guidance == Guidance(1.0, 2.0, 3.0, 4.0, 5.0, align=False)
+    assert request.speakers == (None, str(voice))
+    assert (request.width, request.height, request.seconds, request.seed) == (832, 480, 3.0, 5)
+    again = form_values(request.resolve(SPEC), SPEC)
+    assert Form(**again | {"voices": tuple(again["voices"]), "random_seed": False}) == written
+
+
+def test_a_random_seed_wins_over_the_one_shown_and_a_seed_in_words_is_refused() -> None:
+    assert form(random_seed=True).request(TEXT).seed is None
+    assert form(seed=" ").request(TEXT).seed is None
+    with pytest.raises(RequestError, match="“two”") as caught:
+        form(seed="two").request(TEXT)
+    assert caught.value.field == "seed"
+
+
+def test_more_voices_than_spoken_lines_name_both_counts() -> None:
+    with pytest.raises(RequestError, match="3 voice references for 2 speech spans") as caught:
+        form(voices=("a", None, "c", *[None] * (VOICE_SLOTS - 3))).request(TEXT)
+    assert caught.value.field == "speakers"
+
+
+def test_hints_follow_the_words_that_the_model_lists() -> None:
+    assert known_words(SPEC.hint) == ("ball", "star", "圆球", "星星")
+    assert outside_hint(TEXT, SPEC, "A red Ball falls") == outside_hint(TEXT, SPEC, "一个圆球") == ""
+    assert SPEC.hint in outside_hint(TEXT, SPEC, "a cat in a ballroom")
+    assert outside_hint(TEXT, SPEC, " ") == outside_hint(TEXT, ModelSpec("NAVA"), "a cat") == ""
+
+
+def test_examples_are_whole_and_inside_their_model() -> None:
+    from training.captions import known_words as facts_named
+
+    for model in ("nava-nano", "another"):
+        assert 3 <= len(examples_for(model)) <= 4
+        for example in examples_for(model):
+            assert set(example.titles) == set(LANGUAGES) and example.prompt
+            if example.image:
+                Image.open(example.image).verify()
+            if model == "nava-nano":
+                assert {"shape", "colour"} <= facts_named(example.prompt).keys()
+
+
+# The handlers, on a page that nobody has launched
+
+
+@pytest.fixture
+def page() -> Page:
+    with gr.Blocks():
+        return build_page(TEXT, EngineStatus("loading"))
+
+
+@pytest.fixture(scope="module")
+def pipeline() -> Any:
+    return tiny_pipeline()
+
+
+@pytest.fixture(scope="module")
+def engine(pipeline: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[InProcessEngine]:
+    engine = InProcessEngine(lambda: pipeline, tmp_path_factory.mktemp("outputs"))
+    engine.wait_until_loaded()
+    yield engine
+    engine.close()
+
+
+@pytest.fixture
+def service(engine: InProcessEngine) -> Iterator[Service]:
+    desk = offline_desk()
+    yield Service(engine, desk, TEXT)
+    desk.close()
+
+
+def values_of(page: Page, **changes: Any) -> list[Any]:
+    """What the browser sends for a form; files come as dictionaries and lie in Gradio's folder for uploads."""
+    written = form(**{"size": "96x64", "seconds": 0.5, "steps": 2} | changes)
+    image, *voices = (file and {"path": f"{get_upload_folder()}/{file}"} for file in (written.image, *written.voices))
+    return [*(image if name == "image" else getattr(written, name) for name in page.form), *voices]
+
+
+def run(updates: Any) -> list[dict[Any, Any]]:
+    async def collect() -> list[dict[Any, Any]]:
+        return [update async for update in updates]
+
+    return asyncio.run(collect())
+
+
+def test_each_field_has_a_place_for_its_error_and_a_name() -> None:
+    with gr.Blocks():
+        page = build_page(TEXT, EngineStatus("loading"))
+    assert page.errors.keys() == updates.FIELD_LABELS.keys()
+    assert all(key in entries() for key in updates.FIELD_LABELS.values())
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"prompt": " "}, "prompt"),
+        ({"seed": "x"}, "seed"),
+        ({"seconds": 60}, "seconds"),
+        ({"video": 99}, "guidance"),
+        ({"voices": ("a", "b", "c", *[None] * (VOICE_SLOTS - 3))}, "speakers"),
+        ({"modality": "audio", "image": "some.png"}, "image"),
+        ({"steps": 0}, "num_inference_steps"),
+    ],
+)
+def test_an_error_stands_beside_its_field_and_nothing_typed_changes(
+    service: Service, page: Page, changes: dict[str, Any], field: str
+) -> None:
+    for press in (handlers.generate, captions.rewrite_and_generate):
+        shown = press(service, page, None, *values_of(page, **changes))
+        place = page.errors[field]
+        assert shown[place]["visible"] and 'data-kind="error"' in shown[place]["value"]
+        others = set(page.errors.values()) - {place}
+        assert not any(shown[other]["visible"] for other in others)
+        assert shown[page.writing.notice]["visible"]
+        assert not set(shown) & set(page.form.values())
+
+
+def test_a_job_is_watched_to_its_clip(service: Service, page: Page) -> None:
+    started = handlers.generate(service, page, None, *values_of(page, random_seed=True))
+    assert not any(started[place]["visible"] for place in page.errors.values())
+    assert not started[page.writing.generate]["interactive"] and started[page.writing.cancel]["visible"]
+    job_id = started[page.watched]
+    watched = run(handlers.watch(service, page, job_id))
+    assert len({frozenset(update) for update in watched}) == 1, "each state is whole"
+    job, last = service.engine.job(job_id), watched[-1]
+    assert started[page.job]["id"] == job_id and started[page.settings.seed] == str(job.request.seed)
+    assert last[page.stage.clip]["value"] == str(job.result) == last[page.stage.download]["value"]
+    assert str(job.request.seed) in last[page.stage.recipe] and last[page.stage.recipe_json] == job.recipe
+    assert last[page.writing.generate]["interactive"] and not last[page.writing.cancel]["visible"]
+
+
+def test_watching_nothing_changes_nothing(service: Service, page: Page) -> None:
+    assert run(handlers.watch(service, page, None)) == [{page.stage.progress: gr.skip()}]
+
+
+def test_a_reloaded_page_shows_the_last_result_and_what_was_asked(service: Service, page: Page) -> None:
+    started = handlers.generate(service, page, None, *values_of(page))
+    run(handlers.watch(service, page, started[page.watched]))
+    shown = asyncio.run(handlers.open_page(service, page, started[page.job], None))
+    assert shown[page.writing.prompt]["value"] == form().prompt
+    assert shown[page.settings.random_seed]["value"] is False
+    assert shown[page.settings.size]["value"] == "96x64" and shown[page.settings.seconds]["value"] == 0.5
+    assert shown[page.settings.size]["choices"] and shown[page.watched] == started[page.watched]
+    assert shown[page.stage.clip]["visible"] and shown[page.stage.clip]["value"].endswith(".mp4")
+
+
+def test_a_job_from_before_a_restart_is_forgotten_quietly(service: Service, page: Page) -> None:
+    shown = asyncio.run(handlers.open_page(service, page, {"id": "gone", "random_seed": True}, None))
+    assert shown[page.job] is None and shown[page.watched] is None
+    assert "value" not in shown.get(page.writing.prompt, {}) and shown[page.writing.generate]["interactive"]
+
+
+def test_a_failure_inside_the_program_is_told_with_what_was_written_kept(service: Service, page: Page) -> None:
+    for kind in ("internal", "out_of_memory", "model"):
+        shown = updates.failure(service, page, JobError("boom <b>", kind=kind))  # type: ignore[arg-type]
+        assert set(shown) == {page.writing.notice} and "<b>" not in shown[page.writing.notice]["value"]
+
+
+def test_writing_shows_spans_slots_hint_and_suggestion(service: Service, page: Page) -> None:
+    voices = ("a", "b", *[None] * (VOICE_SLOTS - 2))
+    shown = handlers.write(service, page, "猫 ~~Hello~~Hi there", *voices)
+    assert shown[page.writing.suggestion]["visible"] and shown[page.writing.hint]["visible"]
+    assert [shown[slot]["visible"] for slot in page.material.voices[:3]] == [True, True, False]
+    assert handlers.follow_suggestion("猫 ~~Hello~~Hi there", *voices) == "猫 ~~Hello~~~~Hi there~~"
+    three = handlers.write(service, page, "圆球 ~~a~~ ~~b~~ ~~<i>c~~", *[None] * VOICE_SLOTS)
+    assert [three[slot]["visible"] for slot in page.material.voices[:4]] == [True, True, True, False]
+    assert "<i>c" in three[page.material.voices[2]]["label"] and not three[page.writing.hint]["visible"]
+
+
+def test_the_negative_prompt_follows_the_modality_unless_it_is_ones_own(service: Service) -> None:
+    assert handlers.choose_modality(service, "audio", "模糊") == "噪声"
+    assert handlers.choose_modality(service, "video", "噪声") == "模糊"
+    assert handlers.choose_modality(service, "audio", "rain") == gr.skip()
+
+
+# The endpoints, over HTTP
+
+
+@pytest.fixture(scope="module")
+def url(engine: InProcessEngine) -> Iterator[str]:
+    with studio(engine, engine.output_dir) as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def client(url: str, tmp_path_factory: pytest.TempPathFactory) -> Client:
+    return Client(url, download_files=tmp_path_factory.mktemp("downloads"), verbose=False)
+
+
+def voice_file(folder: Path) -> Path:
+    path = folder / "voice.wav"
+    tone = np.sin(2 * np.pi * 200 * np.arange(24_000) / 16_000) * 0.3
+    soundfile.write(path, tone, 16_000)
+    return path
+
+
+def test_the_named_endpoints_are_these_with_the_pipelines_arguments(client: Client) -> None:
+    endpoints = client.view_api(return_format="dict")["named_endpoints"]
+    assert set(endpoints) == {"/generate", "/submit", "/job", "/cancel", "/rewrite", "/rewrite_and_generate"}
+    names = [parameter["parameter_name"] for parameter in endpoints["/generate"]["parameters"]]
+    assert names == [parameter["parameter_name"] for parameter in endpoints["/rewrite_and_generate"]["parameters"]]
+    assert [parameter["parameter_name"] for parameter in endpoints["/rewrite"]["parameters"]] == ["prompt"]
+    fields = "prompt negative_prompt image speakers width height num_frames seconds fps num_inference_steps guidance"
+    assert names == [*fields.split(), "seed", "modality"]
+    required = [p["parameter_name"] for p in endpoints["/generate"]["parameters"] if not p["parameter_has_default"]]
+    assert required == ["prompt"]
+
+
+def test_the_same_endpoints_are_mcp_tools(url: str) -> None:
+    tools = httpx.get(f"{url}gradio_api/mcp/schema").json()
+    names = {tool["name"] for tool in tools}
+    endpoints = {"generate", "submit", "job", "cancel", "rewrite", "rewrite_and_generate"}
+    assert {name.removeprefix("nava_studio_") for name in names} == endpoints
+    (generate,) = [tool for tool in tools if tool["name"].removeprefix("nava_studio_") == "generate"]
+    assert "Make a clip" in generate["description"] and generate["inputSchema"]["required"] == ["prompt"]
+
+
+def test_generate_blocks_and_returns_the_clip_and_its_recipe(client: Client, tmp_path: Path) -> None:
+    image = tmp_path / "first.png"
+    Image.new("RGB", (96, 64), "red").save(image)
+    job = client.submit(
+        prompt="圆球 ~~你好~~ ~~再见~~",
+        image=handle_file(image),
+        speakers=[None, handle_file(voice_file(tmp_path))],
+        num_inference_steps=3,
+        guidance={"timbre": 2.0},
+        seed=11,
+        api_name="/generate",
+    )
+    clip, recipe = job.result()
+    assert read_recipe(clip) == recipe
+    assert (recipe["seed"], recipe["num_inference_steps"], recipe["guidance"]["timbre"]) == (11, 3, 2.0)
+    assert recipe["speakers"][0] is None and recipe["speakers"][1].endswith("voice.wav")
+
+
+def test_an_error_reaches_the_client_with_its_field(client: Client) -> None:
+    with pytest.raises(AppError, match=r"width: .*must divide by 32"):
+        client.predict(prompt="圆球", width=100, api_name="/generate")
+    with pytest.raises(AppError, match="guidance has no volume"):
+        client.predict(prompt="圆球", guidance={"volume": 1}, api_name="/submit")
+    with pytest.raises(AppError, match="no job has the id"):
+        client.predict("nothing", api_name="/job")
+
+
+def test_a_file_of_the_server_cannot_be_named_as_an_upload(client: Client, url: str, tmp_path: Path) -> None:
+    secret = tmp_path / "secret.png"
+    Image.new("RGB", (96, 64)).save(secret)
+    names = [
+        item["parameter_name"]
+        for item in client.view_api(return_format="dict")["named_endpoints"]["/submit"]["parameters"]
+    ]
+    plain = {"path": str(secret)}
+    for file in (plain, plain | {"meta": {"_type": "gradio.FileData"}}):
+        for changes in ({"image": file}, {"speakers": [file]}):
+            given = {"prompt": "圆球 ~~a~~", "modality": "audio_video"} | changes
+            call = httpx.post(f"{url}gradio_api/call/submit", json={"data": [given.get(name) for name in names]})
+            answer = httpx.get(f"{url}gradio_api/call/submit/{call.json()['event_id']}", timeout=60).text
+            assert "event: error" in answer and "event: complete" not in answer
+
+
+def test_submit_job_and_cancel(client: Client, pipeline: Any, tmp_path: Path) -> None:
+    with slow_down(pipeline, 0.2):
+        job_id = client.predict(prompt="圆球", num_inference_steps=100, api_name="/submit")
+        state, clip = client.predict(job_id, api_name="/job")
+        assert state["id"] == job_id and state["state"] in ("queued", "running") and clip is None
+        assert client.predict(job_id, api_name="/cancel")["id"] == job_id
+    done = client.predict(prompt="圆球", num_inference_steps=1, api_name="/generate")
+    assert Path(done[0]).suffix == ".mp4"
+    assert client.predict(job_id, api_name="/job")[0]["state"] == "cancelled"
+
+
+def test_progress_reaches_the_client(client: Client, pipeline: Any) -> None:
+    with slow_down(pipeline, 0.3):
+        job = client.submit(prompt="圆球", num_inference_steps=4, api_name="/generate")
+        steps = set()
+        while not job.done():
+            for unit in job.status().progress_data or ():
+                steps.add((unit.index, unit.length))
+    assert {length for _, length in steps} == {4} and len(steps) >= 2
+
+
+def test_rewrite_returns_a_caption_with_the_speech_and_who_wrote_it(client: Client) -> None:
+    caption, account = client.predict("A red ball falls. She says: ~~Hello there~~", api_name="/rewrite")
+    assert "红色" in caption and [span.text for span in parse_speech(caption).spans] == ["Hello there"]
+    assert (account["backend"], account["outcome"]) == ("offline", "composed")
+    assert "offline composer" in account["label"] and account["notes"]
+    with pytest.raises(AppError, match="prompt: the prompt is empty"):
+        client.predict(" ", api_name="/rewrite")
+
+
+def test_rewrite_and_generate_returns_the_clip_its_recipe_and_the_caption(client: Client) -> None:
+    prompt = "A red ball falls. She says: ~~Hello there~~"
+    arguments = {"prompt": prompt, "num_inference_steps": 1, "seed": 5}
+    clip, recipe, caption = client.predict(**arguments, api_name="/rewrite_and_generate")
+    assert read_recipe(clip) == recipe
+    assert (recipe["prompt"], recipe["original_prompt"], recipe["seed"]) == (caption, prompt, 5)
+    assert "~~Hello there~~" in caption
+    with pytest.raises(AppError, match=r"width: .*must divide by 32"):
+        client.predict(prompt=prompt, width=100, api_name="/rewrite_and_generate")
+
+
+def test_a_rewriting_reports_how_far_it_is_and_ends_with_its_client(engine: InProcessEngine) -> None:
+    model = TypingModel()
+    model.typed.clear()
+    with studio(engine, engine.output_dir, desk=RewriteDesk(lambda: Rewriter(model))) as url:
+        client = Client(url, verbose=False)
+        job = client.submit("a quiet café", api_name="/rewrite")
+        while not any(unit.desc == "writing" and unit.index for unit in job.status().progress_data or ()):
+            assert not job.done()
+        job.cancel()
+        while not model.stopped:
+            time.sleep(0.05)
+        model.typed.set()
+        caption, account = client.predict("a quiet café", api_name="/rewrite")
+        assert account["outcome"] == "as is" and "SECRET" not in caption
+
+
+# The program
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+def test_arguments() -> None:
+    options = app.parse_arguments([])
+    assert (options.host, options.port, options.share) == ("127.0.0.1", 7860, False)
+    assert (options.output_dir, options.ranks, options.rewriter) == (Path("outputs"), 1, "auto")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--ranks", "0"], "give 1 or more"),
+        (["--idle-minutes", "-1"], "more than 0"),
+        (["--in-process", "--ranks", "2"], "--ranks asks for 2"),
+        (["--rewriter", "offline", "--rewriter-url", "http://127.0.0.1:1"], "asks no server"),
+        (["--rewriter-url", "nonsense"], "'nonsense'"),
+    ],
+)
+def test_arguments_that_make_no_sense(arguments: list[str], words: str, capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit) as ended:
+        app.parse_arguments(arguments)
+    assert ended.value.code == 2 and words in capsys.readouterr().err
+
+
+def test_a_model_that_is_not_there(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("GRADIO_ANALYTICS_ENABLED", raising=False)
+    missing = tmp_path / "no-model"
+    arguments = ["--model", str(missing), "--port", str(free_port()), "--output-dir", str(tmp_path)]
+    assert app.main(arguments) == 2
+    assert "no-model" in caplog.text
+
+
+def test_a_second_app_on_the_same_queue(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    first = QueueEngine(SoundRunner(), tmp_path, tmp_path / DATABASE)
+    assert app.main(["--in-process", "--output-dir", str(tmp_path)]) == 2
+    assert "another NAVA Studio" in caplog.text
+    first.close()
+
+
+def test_a_port_that_is_taken(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        model = ["--in-process", "--model", str(GOLDEN / "official_tiny")]
+        assert app.main([*model, "--port", port, "--output-dir", str(tmp_path)]) == 2
+    assert f"127.0.0.1:{port}" in caplog.text and "--port" in caplog.text
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="processes are looked up in /proc")
+def test_the_app_with_its_worker_ends_in_order_and_goes_on_where_it_was(tmp_path: Path) -> None:
+    small = {"width": 64, "height": 64, "num_frames": 5}
+    with running_app(tmp_path) as (process, client):
+        clip, recipe, caption = client.predict(
+            prompt="A red ball ~~Hi~~", **small, num_inference_steps=2, api_name="/rewrite_and_generate"
+        )
+        assert Path(clip).suffix == ".mp4" and recipe["prompt"] == caption
+        job_id = client.predict(prompt="圆球", **small, num_inference_steps=500, api_name="/submit")
+        while not client.predict(job_id, api_name="/job")[0]["step"]:
+            time.sleep(0.1)
+        children = descendants(process.pid)
+        assert len(children) >= 2, "the launcher and a worker"
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=60) == 0
+        while any(Path(f"/proc/{child}").exists() for child in children):
+            time.sleep(0.1)
+    with running_app(tmp_path) as (process, client):
+        found = client.predict(job_id, api_name="/job")[0]
+        assert found["state"] in ("queued", "running", "done") and found["attempts"] >= 1
+        client.predict(job_id, api_name="/cancel")
+
+
+@contextmanager
+def running_app(folder: Path) -> Iterator[tuple[subprocess.Popen[bytes], Client]]:
+    """app.py as a person starts it, over the golden bundle; it is killed if it does not end by itself."""
+    port = free_port()
+    model = ["--model", str(GOLDEN / "official_tiny"), "--device", "cpu", "--dtype", "float32"]
+    place = ["--rewriter", "offline", "--port", str(port), "--output-dir", str(folder)]
+    process = subprocess.Popen([sys.executable, "app.py", *model, *place], cwd=ROOT)
+    try:
+        while True:
+            assert process.poll() is None, "the app ended"
+            try:
+                client = Client(f"http://127.0.0.1:{port}", verbose=False, download_files=folder)
+                break
+            except (httpx.HTTPError, ValueError):
+                time.sleep(0.5)
+        yield process, client
+    finally:
+        process.terminate()
+        try:
+            process.wait(timeout=60)
+        finally:
+            process.kill()
+
+
+def descendants(pid: int) -> set[int]:
+    parents = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):
+            parents[int(stat.parent.name)] = int(stat.read_text().rpartition(")")[2].split()[1])
+    found = {pid}
+    while more := {child for child, parent in parents.items() if parent in found} - found:
+        found |= more
+    return found - {pid}
+
+
+def test_a_snapshot_knows_whether_it_is_the_last() -> None:
+    job = Job("1", GenerationRequest("x"))
+    assert not job.finished and Job("1", job.request, state="failed").finished

@@ -1,0 +1,93 @@
+"""The backbone's trainer: its loss in both precisions, and that a run can be stopped, resumed and built on."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import PreTrainedTokenizerFast
+
+from training import backbone, common, world
+
+ROOT = Path(__file__).parents[1]
+NANO = ROOT / "assets" / "nava-nano"
+
+
+@pytest.fixture
+def config() -> dict[str, Any]:
+    """The committed recipe with a model of a few thousand weights."""
+    config = common.load_config(ROOT / "training" / "configs" / "backbone.yaml")
+    sizes = {"num_attention_heads": 2, "attention_head_dim": 16, "ffn_dim": 32, "num_layers": 1, "num_single_layers": 1}
+    latents = {"in_channels": 4, "out_channels": 4, "audio_in_channels": 6, "audio_out_channels": 6}
+    config["transformer"] |= {**sizes, **latents, "text_dim": 16, "freq_dim": 32}
+    config["text_encoder"] |= {"d_model": 16, "d_kv": 8, "num_heads": 2, "d_ff": 16, "num_layers": 1}
+    return {**config, "batch_size": 2, "precision": "float32"}
+
+
+@pytest.fixture
+def latents(tmp_path: Path) -> Path:
+    """Four clips of noise, and the scenes that they would be of."""
+    folder = tmp_path / "latents"
+    folder.mkdir()
+    noise = torch.Generator().manual_seed(0)
+    shapes = {"video": (4, 4, 3, 4, 4), "audio": (4, 10, 6)}
+    tensors = {name: torch.randn(shape, generator=noise).half() for name, shape in shapes.items()}
+    save_file(tensors, folder / "shard_00000.safetensors")
+    scenes = [asdict(world.sample_scene(np.random.default_rng(seed))) for seed in range(4)]
+    (folder / "shard_00000.json").write_text(json.dumps(scenes), encoding="utf-8")
+    return folder
+
+
+def first_loss(config: dict[str, Any], latents: Path) -> tuple[float, backbone.NanoModel]:
+    """The loss of one fixed step, with its gradients."""
+    torch.manual_seed(0)
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(NANO / "tokenizer")
+    model = backbone.NanoModel(config, len(tokenizer))
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.05)
+    rng = np.random.default_rng(0)
+    batch = backbone.CachedClips(latents, tokenizer, 128).draw(rng, 2, empty_prompt=0.0)
+    torch.manual_seed(1)
+    video, audio = backbone.flow_loss(model, batch, config, rng)
+    (video + audio).backward()
+    return (video + audio).item(), model
+
+
+def test_bfloat16_multiplies_and_float32_keeps(config: dict[str, Any], latents: Path) -> None:
+    expected, _ = first_loss(config, latents)
+    loss, model = first_loss({**config, "precision": "bfloat16"}, latents)
+    assert loss != expected
+    assert loss == pytest.approx(expected, rel=0.02)
+    without = [name for name, value in model.named_parameters() if value.grad is None]
+    assert all("speaker" in name for name in without), without  # the stage has no voices
+    assert {value.grad.dtype for value in model.parameters() if value.grad is not None} == {torch.float32}
+
+
+def test_a_run_is_resumed_and_built_on(
+    config: dict[str, Any], latents: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch, "set_num_threads", lambda threads: None)  # the other tests' threads stay
+    monkeypatch.setattr(torch, "set_flush_denormal", lambda flush: True)
+    out = tmp_path / "run"
+    backbone.train({**config, "minutes": 0.03}, latents, NANO, out, resume=False)
+    first = common.load_checkpoint(out)
+    assert first is not None and first["step"] > 0
+    backbone.train({**config, "minutes": 0.06}, latents, NANO, out, resume=True)
+    second = common.load_checkpoint(out)
+    assert second is not None and second["step"] > first["step"] and second["spent"] >= 60 * 0.06
+    built_on = tmp_path / "next"
+    backbone.train({**config, "minutes": 1e-9}, latents, NANO, built_on, resume=False, start=out)
+    for part in ("transformer", "text_encoder"):
+        kept, made = (load_file(next((folder / part).glob("*.safetensors"))) for folder in (out, built_on))
+        assert all(torch.equal(value, made[name]) for name, value in kept.items())
+
+
+def test_no_latents_is_an_error_that_says_what_to_run(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"run python -m training\.cache_latents first"):
+        backbone.CachedClips(tmp_path, None, 128)  # type: ignore[arg-type]

@@ -1,0 +1,350 @@
+"""The page in a real browser: a person's way from a prompt to a clip, on the golden bundle's pipeline."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+from PIL import Image
+from studio_server import TypingModel, slow_down, studio, tiny_pipeline
+
+from nava_core.engine import InProcessEngine
+from nava_core.media import read_recipe
+from rewriter import Rewriter
+from ui.rewriting import RewriteDesk
+
+sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+CHROMIUM = shutil.which("chromium")
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium on the PATH")
+ARGUMENTS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+PATIENCE = 240_000  # milliseconds, on a machine that is busy with something else
+UNNAMED_CONTROLS = """() => {
+    const named = e => e.ariaLabel || e.title || e.innerText?.trim()
+        || [...(e.labels || [])].some(label => label.innerText.trim());
+    return [...document.querySelectorAll('#studio input, #studio textarea, #studio button')]
+        .filter(e => e.checkVisibility() && !named(e)).map(e => e.outerHTML.slice(0, 200));
+}"""
+# Both places are read in one layout, and again until the page has come to rest: it scrolls to the message.
+BESIDE_ITS_FIELD = """text => {
+    const message = [...document.querySelectorAll('.nava-message[data-kind="error"]')]
+        .find(e => e.innerText.includes(text)).getBoundingClientRect();
+    const field = document.querySelector('#seed').getBoundingClientRect();
+    const below = message.top - field.bottom;
+    return below >= 0 && below < 60 && Math.abs(message.left - field.left) < 20;
+}"""
+PANELS = "const [writing, stage] = ['#writing', '#stage'].map(e => document.querySelector(e).getBoundingClientRect());"
+BESIDE_EACH_OTHER = f"() => {{ {PANELS} return stage.left >= writing.right; }}"
+BELOW_EACH_OTHER = f"() => {{ {PANELS} return stage.top >= writing.bottom; }}"
+PROMPT_IS = "text => document.querySelector('#prompt textarea').value === text"
+CAPTION_HOLDS = """text => document.querySelector('#caption-status [data-outcome]')
+    && document.querySelector('#caption textarea').value.includes(text)"""
+ENGLISH = "A red ball falls. She says: ~~Hello <b>there</b>~~"
+DESKTOP, PHONE = {"width": 1440, "height": 900}, {"width": 390, "height": 844}
+
+
+@pytest.fixture(scope="module")
+def pipeline() -> Any:
+    return tiny_pipeline()
+
+
+@pytest.fixture(scope="module")
+def engine(pipeline: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[InProcessEngine]:
+    engine = InProcessEngine(lambda: pipeline, tmp_path_factory.mktemp("outputs"))
+    yield engine
+    engine.close()
+
+
+@pytest.fixture(scope="module")
+def url(engine: InProcessEngine) -> Iterator[str]:
+    with studio(engine, engine.output_dir) as url:
+        yield url
+
+
+@pytest.fixture
+def model() -> TypingModel:
+    return TypingModel()
+
+
+@pytest.fixture
+def typing_url(engine: InProcessEngine, model: TypingModel) -> Iterator[str]:
+    """A page whose captions are typed while one can watch."""
+    with studio(engine, engine.output_dir, desk=RewriteDesk(lambda: Rewriter(model))) as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def context(browser: Any) -> Iterator[Any]:
+    """A browser of one person: pages in it share their local storage. Nothing may be asked of the outside."""
+    context = browser.new_context(viewport=DESKTOP, accept_downloads=True)
+    context.set_default_timeout(PATIENCE)
+    context.set_default_navigation_timeout(PATIENCE)
+    outside: list[str] = []
+    context.on("request", lambda request: _note_outside(request.url, outside))
+    yield context
+    context.close()
+    assert not outside
+
+
+def _note_outside(address: str, outside: list[str]) -> None:
+    if not address.startswith(("http://127.0.0.1", "http://localhost", "data:", "blob:")):
+        outside.append(address)
+
+
+@contextmanager
+def opened(context: Any, url: str) -> Iterator[Any]:
+    """A page whose model is ready; any error of a script fails the test."""
+    page = context.new_page()
+    errors: list[str] = []
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.goto(url)
+    page.wait_for_selector("#generate:not([disabled]), #cancel")
+    yield page
+    page.close()
+    assert not errors
+
+
+def write(page: Any, prompt: str) -> None:
+    page.fill("#prompt textarea", prompt)
+
+
+def step_shown(page: Any) -> int:
+    return int(page.get_attribute("[role=progressbar]", "aria-valuenow"))
+
+
+def test_from_prompt_to_clip(context: Any, url: str, pipeline: Any, tmp_path: Path) -> None:
+    with opened(context, url) as page:
+        write(page, "一个圆球落下。她说：~~你好~~ 他说：~~<img src=x onerror='window.bad=1'>~~")
+        page.wait_for_selector("#speech mark >> nth=1")
+        assert page.locator("#speech mark").all_inner_texts()[1] == "<img src=x onerror='window.bad=1'>"
+        assert page.evaluate("window.bad") is None
+        page.wait_for_selector("#tokens >> text=of 512 tokens")
+        with slow_down(pipeline, 0.2):
+            page.click("#generate")
+            page.wait_for_selector("[role=progressbar]")
+            page.wait_for_selector(".nava-stage img")
+            assert page.is_disabled("#generate")
+            page.wait_for_selector("#clip video")
+        page.wait_for_function("document.querySelector('#clip video').videoWidth === 96")
+        seed = page.input_value("#seed input")
+        assert seed.isdigit() and seed in page.inner_text("#recipe")
+        with page.expect_download() as download:
+            page.click("#download")
+        download.value.save_as(tmp_path / "clip.mp4")
+        assert str(read_recipe(tmp_path / "clip.mp4")["seed"]) == seed
+        assert page.is_enabled("#generate") and not page.is_visible("#cancel")
+        assert page.is_checked("#random-seed input")
+
+
+def test_an_error_stands_beside_its_field_and_nothing_typed_is_lost(context: Any, url: str) -> None:
+    with opened(context, url) as page:
+        write(page, "一个圆球")
+        page.fill("#seed input", "seven")
+        assert not page.is_checked("#random-seed input")
+        page.click("#generate")
+        page.wait_for_selector('.nava-message[data-kind="error"]:has-text("seven")')
+        page.wait_for_function(BESIDE_ITS_FIELD, arg="seven")
+        assert page.input_value("#prompt textarea") == "一个圆球" and page.input_value("#seed input") == "seven"
+        page.fill("#seed input", "7")
+        page.click("#generate")
+        page.wait_for_selector("#clip video")
+        assert not page.is_visible('.nava-message[data-kind="error"]') and page.input_value("#seed input") == "7"
+
+
+def test_an_uploaded_voice_that_cannot_be_read_is_said_beside_the_voices(
+    context: Any, url: str, tmp_path: Path
+) -> None:
+    bad = tmp_path / "voice.wav"
+    bad.write_bytes(b"RIFF no sound")
+    with opened(context, url) as page:
+        write(page, "圆球 ~~你好~~")
+        page.set_input_files("#voice-1 input[type=file]", bad)
+        page.wait_for_selector("#voice-1 input[type=file]", state="detached")
+        page.click("#generate")
+        page.wait_for_selector('#speakers-error .nava-message[data-kind="error"]')
+        assert page.input_value("#prompt textarea") == "圆球 ~~你好~~"
+
+
+def test_first_frame_and_voices_reach_the_clip(context: Any, url: str, engine: InProcessEngine, tmp_path: Path) -> None:
+    image, voice = tmp_path / "first.png", tmp_path / "voice.wav"
+    Image.new("RGB", (96, 64), "red").save(image)
+    soundfile.write(voice, np.sin(np.arange(24_000) / 13) * 0.3, 16_000)
+    with opened(context, url) as page:
+        write(page, "圆球 ~~你好~~ ~~再见~~ ~~走吧~~")
+        page.wait_for_selector("#voice-3")
+        page.set_input_files("#image input[type=file]", image)
+        page.set_input_files("#voice-2 input[type=file]", voice)
+        page.wait_for_selector("#voice-2 input[type=file]", state="detached")
+        page.wait_for_selector("#image img")
+        page.click("#generate")
+        page.wait_for_selector("#clip video")
+    recipe = read_recipe(max(engine.output_dir.glob("*.mp4"), key=lambda path: path.stat().st_mtime))
+    assert recipe["image"].endswith("first.png")
+    assert [speaker and Path(speaker).name for speaker in recipe["speakers"]] == [None, "voice.wav", None]
+
+
+def test_cancel_takes_a_step_at_most(context: Any, url: str, pipeline: Any, engine: InProcessEngine) -> None:
+    with opened(context, url) as page:
+        write(page, "一个圆球")
+        page.fill("#steps input[type=number]", "100")
+        page.keyboard.press("Tab")
+        with slow_down(pipeline, 0.5):
+            page.click("#generate")
+            page.wait_for_function("+document.querySelector('[role=progressbar]')?.ariaValueNow >= 1")
+            page.click("#cancel")
+            page.wait_for_selector('.nava-stage[data-kind="cancelled"]')
+        assert page.is_enabled("#generate") and "Nothing was saved" in page.inner_text("#picture")
+        assert page.input_value("#prompt textarea") == "一个圆球"
+
+
+def test_a_closed_tab_loses_nothing(context: Any, url: str, pipeline: Any) -> None:
+    with slow_down(pipeline, 0.5):
+        with opened(context, url) as page:
+            write(page, "一个圆球 ~~你好~~")
+            page.click("#generate")
+            page.wait_for_function("+document.querySelector('[role=progressbar]')?.ariaValueNow >= 1")
+            before = step_shown(page)
+        with opened(context, url) as page:
+            page.wait_for_selector("#cancel")
+            page.wait_for_function(
+                "before => document.querySelector('#clip video')"
+                " || +document.querySelector('[role=progressbar]')?.ariaValueNow >= before",
+                arg=before,
+            )
+            page.wait_for_selector("#clip video")
+            # The page draws its parts one after another.
+            page.wait_for_function("document.querySelector('#prompt textarea').value === '一个圆球 ~~你好~~'")
+            seed = page.input_value("#seed input")
+    with opened(context, url) as page:
+        page.wait_for_selector("#clip video")
+        assert page.input_value("#seed input") == seed
+
+
+@pytest.mark.parametrize("size", [DESKTOP, PHONE], ids=["desktop", "phone"])
+def test_the_page_fits_and_every_control_has_a_name(context: Any, url: str, size: dict[str, int]) -> None:
+    with opened(context, url) as page:
+        page.set_viewport_size(size)
+        write(page, "圆球 ~~" + "长" * 300 + "~~ " + "x" * 200)
+        page.wait_for_selector("#speech mark")
+        page.click("#rewrite")
+        page.wait_for_selector("#use-caption")
+        page.click("#guidance button")
+        page.click("#advanced button")
+        page.wait_for_selector("#negative-prompt textarea")
+        assert page.evaluate("document.documentElement.scrollWidth") <= size["width"]
+        unnamed = page.evaluate(UNNAMED_CONTROLS)
+        assert unnamed == []
+        page.wait_for_function(BESIDE_EACH_OTHER if size is DESKTOP else BELOW_EACH_OTHER)
+
+
+def test_a_prompt_outside_the_models_world_gets_a_hint(context: Any, url: str) -> None:
+    with opened(context, url) as page:
+        write(page, "a cat")
+        page.wait_for_selector('#hint .nava-message[data-kind="hint"]')
+        assert page.is_enabled("#generate")
+        write(page, "a ball")
+        page.wait_for_selector("#hint .nava-message", state="detached")
+
+
+def test_a_prompt_is_rewritten_used_taken_back_and_made(context: Any, url: str, engine: InProcessEngine) -> None:
+    with opened(context, url) as page:
+        write(page, ENGLISH)
+        page.click("#rewrite")
+        page.wait_for_function(CAPTION_HOLDS, arg="~~Hello <b>there</b>~~")
+        assert "offline composer" in page.inner_text("#caption-status")
+        page.click("#use-caption")
+        page.wait_for_selector("#caption-section", state="hidden")
+        page.wait_for_function("document.querySelector('#prompt textarea').value.includes('红色')")
+        page.click("#undo-caption")
+        page.wait_for_function(PROMPT_IS, arg=ENGLISH)
+        page.wait_for_selector("#caption-section")
+
+        page.click("#rewrite-and-generate")
+        page.wait_for_selector("#clip video")
+        page.wait_for_function(PROMPT_IS, arg=ENGLISH)
+        page.wait_for_function(
+            "document.querySelector('#random-seed input').checked"
+            " && /^[0-9]+$/.test(document.querySelector('#seed input').value)"
+        )
+        assert "Written by you" in page.inner_text("#recipe")
+    recipe = engine.jobs()[0].recipe
+    assert recipe is not None and recipe["original_prompt"] == ENGLISH
+    assert "红色" in recipe["prompt"] and "~~Hello <b>there</b>~~" in recipe["prompt"]
+
+
+def test_a_caption_of_an_earlier_prompt_is_marked_and_not_used(context: Any, url: str, engine: InProcessEngine) -> None:
+    with opened(context, url) as page:
+        write(page, "A ball")
+        page.click("#rewrite")
+        page.wait_for_selector("#use-caption")
+        write(page, "A star")
+        page.wait_for_selector("#caption-stale .nava-message")
+        write(page, "A ball")
+        page.wait_for_selector("#caption-stale .nava-message", state="hidden")
+        write(page, "A star")
+        page.wait_for_selector("#caption-stale .nava-message")
+        page.click("#generate")
+        page.wait_for_selector("#clip video")
+    assert engine.jobs()[0].request.prompt == "A star"
+
+
+def test_thinking_is_a_quiet_sign_and_writing_can_be_stopped(context: Any, typing_url: str, model: TypingModel) -> None:
+    model.thought.clear()
+    model.typed.clear()
+    with opened(context, typing_url) as page:
+        write(page, "a quiet café")
+        page.click("#rewrite")
+        page.wait_for_selector('#caption-status [data-state="thinking"]')
+        assert "SECRET" not in page.inner_text("#writing") and page.input_value("#caption textarea") == ""
+        model.thought.set()
+        page.wait_for_function(
+            "document.querySelector('#caption-status [data-state=writing]')"
+            " && document.querySelector('#caption textarea').value.length > 20"
+        )
+        page.click("#stop-rewriting")
+        page.wait_for_selector('#caption-status [data-state="cancelled"]')
+        page.wait_for_selector("#caption textarea", state="hidden")
+        page.wait_for_selector("#rewrite:not([disabled])")
+        page.wait_for_function(PROMPT_IS, arg="a quiet café")
+
+
+def test_a_tab_closed_while_a_caption_is_written_finds_its_clip(
+    context: Any, typing_url: str, model: TypingModel
+) -> None:
+    model.typed.clear()
+    with opened(context, typing_url) as page:
+        write(page, ENGLISH)
+        page.click("#rewrite-and-generate")
+        page.wait_for_selector('#caption-status [data-state="writing"]')
+        # What the browser keeps is written behind the page's back.
+        page.wait_for_function("localStorage.getItem('nava-studio-draft') !== null")
+    page = context.new_page()
+    page.goto(typing_url)
+    page.wait_for_selector('#caption-status [data-state="writing"]')
+    page.wait_for_function(PROMPT_IS, arg=ENGLISH)
+    model.typed.set()
+    page.wait_for_selector("#clip video")
+    page.wait_for_function(PROMPT_IS, arg=ENGLISH)
+    page.wait_for_function(CAPTION_HOLDS, arg="~~Hello <b>there</b>~~")
+    page.close()

@@ -1,0 +1,564 @@
+"""The durable queue: what people may do to it, and what is left of it when its process is killed."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+from queue_child import SPEC, SoundRunner, lines, sound
+
+from nava_core import media
+from nava_core.engine import disk as disk_module
+from nava_core.engine.jobs import DiskFullError, EngineError, Job, JobError, JobStateError, UnknownJob
+from nava_core.engine.queue import QueueEngine
+from nava_core.engine.runner import Outcome, RunFailed, RunnerInfo, RunnerLost
+from nava_core.engine.store import JobStore
+from nava_core.request import GenerationRequest, RequestError
+
+CHILD = Path(__file__).with_name("queue_child.py")
+REQUEST = GenerationRequest("a ball", modality="audio")
+
+
+class GatedRunner(SoundRunner):
+    """Waits at each run's start until it is let go; raises what is put into `errors` instead of running."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate = threading.Semaphore(0)
+        self.errors: list[BaseException] = []
+        self.calls: list[str] = []
+
+    def start(self) -> RunnerInfo:
+        self.calls.append("start")
+        if self.errors and isinstance(self.errors[0], EngineError):
+            raise self.errors.pop(0)
+        return super().start()
+
+    def run(self, task: Any, report: Any, cancelled: Any) -> Outcome:
+        self.calls.append(task.job_id)
+        while not self.gate.acquire(timeout=0.01):
+            if cancelled.is_set():
+                raise RunnerLost("closed")
+        if self.errors:
+            raise self.errors.pop(0)
+        return super().run(task, report, cancelled)
+
+    def unload(self) -> None:
+        self.calls.append("unload")
+
+
+@pytest.fixture
+def runner() -> GatedRunner:
+    return GatedRunner()
+
+
+@pytest.fixture
+def open_engine(tmp_path: Path, runner: GatedRunner) -> Iterator[Callable[..., QueueEngine]]:
+    engines = []
+
+    def open_one(database: Path | None = tmp_path / "queue" / "jobs.sqlite3", **options: Any) -> QueueEngine:
+        engines.append(QueueEngine(runner, tmp_path / "out", database, **options))
+        engines[-1].wait_until_loaded()
+        return engines[-1]
+
+    yield open_one
+    for engine in engines:
+        engine.close()
+
+
+def finished(engine: QueueEngine, job_id: str) -> Job:
+    return list(engine.events(job_id))[-1]
+
+
+def waiting(engine: QueueEngine) -> list[str]:
+    return [job.id for job in engine.jobs() if job.state == "queued"]
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 60.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(0.005)
+
+
+def test_the_order_is_what_people_make_it(open_engine: Any, runner: GatedRunner) -> None:
+    engine = open_engine()
+    engine.pause()
+    a, b, c, d = (engine.submit(REQUEST) for _ in range(4))
+    version = engine.version
+    engine.move(d, before=a)
+    assert waiting(engine) == [d, a, b, c] and engine.version > version
+    engine.move(a, after=c)
+    engine.move(b, to="front")
+    engine.move(d)
+    assert waiting(engine) == [b, c, a, d]
+    assert [engine.job(name).ahead for name in (b, c, a, d)] == [0, 1, 2, 3]
+    twin = engine.duplicate(a)
+    assert engine.job(twin).request == engine.job(a).request
+    engine.edit(c, GenerationRequest("a star", modality="audio", seed=77))
+    engine.cancel(a)
+    with pytest.raises(JobStateError, match="cancelled"):
+        engine.move(a, to="front")
+    with pytest.raises(ValueError, match="one of them"):
+        engine.move(b, before=c, after=d)
+    with pytest.raises(RequestError):
+        engine.edit(b, GenerationRequest("a star", width=100))
+    assert engine.paused and runner.calls == ["start"]
+    runner.gate.release(10)
+    engine.resume()
+    for name in (b, c, d, twin):
+        assert finished(engine, name).state == "done"
+    assert runner.calls[1:] == [b, c, d, twin]
+    edited = engine.job(c)
+    assert edited.recipe is not None and (edited.recipe["prompt"], edited.recipe["seed"]) == ("a star", 77)
+    with pytest.raises(JobStateError, match="done"):
+        engine.edit(b, REQUEST)
+    engine.retry(a)
+    assert finished(engine, a).state == "done"
+    for ask in (engine.job, engine.retry, engine.cancel, engine.events, engine.remaining, engine.duplicate):
+        with pytest.raises(UnknownJob):
+            ask("nobody")
+
+
+def test_everything_is_there_again_after_a_restart(open_engine: Any, runner: GatedRunner, tmp_path: Path) -> None:
+    engine = open_engine()
+    runner.gate.release()
+    done = engine.job(engine.submit(REQUEST))
+    done = finished(engine, done.id)
+    engine.pause()
+    voice = tmp_path / "voice.wav"
+    voice.write_bytes(b"a voice")
+    first, second = engine.submit(REQUEST), engine.submit(GenerationRequest("x ~~y~~", speakers=(str(voice),)))
+    voice.unlink()
+    engine.move(second, to="front")
+    before = {name: engine.job(name) for name in (first, second)}
+    engine.close()
+    with pytest.raises(EngineError):
+        engine.submit(REQUEST)
+    engine = open_engine()
+    assert engine.paused and waiting(engine) == [second, first]
+    assert {name: engine.job(name).request for name in before} == {name: job.request for name, job in before.items()}
+    again = engine.job(done.id)
+    assert (again.state, again.result, again.recipe, again.seconds) == (
+        "done",
+        done.result,
+        done.recipe,
+        pytest.approx(done.seconds, abs=0.05),
+    )
+    assert Path(engine.job(second).request.speakers[0]).read_bytes() == b"a voice"
+    assert list(engine.events(done.id)) == [again]
+
+
+def test_closing_interrupts_what_runs_and_the_next_start_goes_on(open_engine: Any, runner: GatedRunner) -> None:
+    engine = open_engine()
+    running, queued = engine.submit(REQUEST), engine.submit(REQUEST)
+    wait_for(lambda: running in runner.calls)
+    watched: list[Job] = []
+    watchers = [threading.Thread(target=lambda n=n: watched.extend(engine.events(n))) for n in (running, queued)]
+    for watcher in watchers:
+        watcher.start()
+    engine.close()
+    for watcher in watchers:
+        watcher.join(30)
+        assert not watcher.is_alive(), "whoever watches is let go"
+    job = engine.job(running)
+    assert job.state == "interrupted" and job.finished and job.error is not None and "next start" in job.error.message
+    assert engine.job(queued).state == "queued"
+    runner.gate.release(2)
+    engine = open_engine()
+    assert [finished(engine, name).state for name in (running, queued)] == ["done", "done"]
+    assert engine.job(running).attempts == 2 and runner.calls[-2:] == [running, queued]
+
+
+def test_in_memory_closing_cancels(open_engine: Any, runner: GatedRunner) -> None:
+    engine = open_engine(database=None)
+    ids = [engine.submit(REQUEST) for _ in range(2)]
+    wait_for(lambda: ids[0] in runner.calls)
+    engine.close()
+    assert [finished(engine, name).state for name in ids] == ["cancelled", "cancelled"]
+
+
+def test_a_lost_runner_is_started_anew_and_the_job_tried_once_more(open_engine: Any, runner: GatedRunner) -> None:
+    engine = open_engine()
+    runner.errors = [RunnerLost("rank 1 was killed")]
+    runner.gate.release(2)
+    job_id = engine.submit(REQUEST)
+    assert finished(engine, job_id).state == "done"
+    assert engine.job(job_id).attempts == 2 and runner.calls == ["start", job_id, "start", job_id]
+    runner.errors = [RunnerLost("rank 1 was killed"), RunnerLost("rank 1 hung")]
+    runner.gate.release(2)
+    error = finished(engine, engine.submit(REQUEST)).error
+    assert error is not None and error.kind == "lost" and "rank 1 hung" in error.message
+    runner.gate.release()
+    assert finished(engine, engine.submit(REQUEST)).state == "done", "the next one gets a new runner"
+
+
+def test_a_runner_that_cannot_be_had_again_pauses_the_queue(open_engine: Any, runner: GatedRunner) -> None:
+    engine = open_engine()
+    runner.gate.release(3)
+    runner.errors = [RunnerLost("gone"), EngineError("there is no device any more")]
+    first, second = engine.submit(REQUEST), engine.submit(REQUEST)
+    error = finished(engine, first).error
+    assert error is not None and error.kind == "model" and "no device" in error.message
+    assert engine.paused and "no device" in engine.status.message and engine.job(second).state == "queued"
+    engine.resume()
+    assert finished(engine, second).state == "done" and not engine.paused and not engine.status.message
+
+
+def test_jobs_that_take_their_runner_with_them_do_not_use_up_the_queue(open_engine: Any, runner: GatedRunner) -> None:
+    engine = open_engine()
+    engine.pause()
+    ids = [engine.submit(REQUEST) for _ in range(3)]
+    runner.errors = [RunnerLost("gone") for _ in range(4)]
+    runner.gate.release(5)
+    engine.resume()
+    assert [finished(engine, name).state for name in ids[:2]] == ["failed", "failed"]
+    assert engine.paused and engine.job(ids[2]).state == "queued"
+    engine.resume()
+    assert finished(engine, ids[2]).state == "done"
+
+
+def test_idle_frees_the_model_and_the_next_job_loads_it(open_engine: Any, runner: GatedRunner) -> None:
+    engine = open_engine(idle_minutes=0.05 / 60)
+    wait_for(lambda: "unload" in runner.calls)
+    runner.gate.release()
+    job_id = engine.submit(REQUEST)
+    assert finished(engine, job_id).state == "done"
+    wait_for(lambda: runner.calls.count("unload") == 2)
+    assert runner.calls == ["start", "unload", "start", job_id, "unload"]
+
+
+def test_a_full_disk_under_a_clip_fails_it_and_spares_the_rest(
+    open_engine: Any, runner: GatedRunner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = open_engine()
+    engine.pause()
+    first, second = engine.submit(REQUEST), engine.submit(REQUEST)
+
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    runner.gate.release(3)
+    with monkeypatch.context() as patch:
+        patch.setattr(media, "_raw_sound", full)
+        engine.resume()
+        error = finished(engine, first).error
+    assert error is not None and error.kind == "disk" and str(engine.output_dir) in error.message
+    assert engine.paused and engine.status.message == error.message and engine.job(second).state == "queued"
+    assert not list(engine.output_dir.iterdir())
+    engine.retry(first)  # whoever asks for something, tries again
+    assert finished(engine, second).state == "done" and finished(engine, first).state == "done"
+
+
+def test_no_job_starts_on_a_disk_that_is_full_already(
+    open_engine: Any, runner: GatedRunner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = open_engine()
+    monkeypatch.setattr(disk_module, "_free_bytes", lambda folder: 1000)
+    runner.gate.release()
+    job_id = engine.submit(REQUEST)
+    wait_for(lambda: engine.paused)
+    assert engine.job(job_id).state == "queued" and "full" in engine.status.message
+    monkeypatch.undo()
+    engine.resume()
+    assert finished(engine, job_id).state == "done"
+
+
+def test_a_database_on_a_full_disk_loses_nothing(
+    open_engine: Any, runner: GatedRunner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = open_engine()
+    job_id = engine.submit(REQUEST)
+    wait_for(lambda: job_id in runner.calls)
+
+    def full(store: JobStore) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(JobStore, "_commit", full)
+        runner.gate.release()
+        done = finished(engine, job_id)
+        assert done.state == "done" and done.result is not None and done.result.exists()
+        with pytest.raises(DiskFullError, match="the queue"):
+            engine.submit(REQUEST)
+        with pytest.raises(DiskFullError):
+            engine.resume()
+        assert engine.paused
+    engine.resume()
+    runner.gate.release()
+    assert finished(engine, engine.submit(REQUEST)).state == "done"
+    engine.close()
+    assert open_engine().job(job_id).state == "done"
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    place = tmp_path / "disk"
+    place.mkdir()
+    try:
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "none", str(place)], check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        pytest.skip(f"a small disk cannot be mounted here: {error}")
+    yield place
+    subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+def test_a_disk_that_is_really_full(small_disk: Path, runner: GatedRunner, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Clips and queue on one small disk: full at submit, and again in the middle of a run."""
+    monkeypatch.setattr(disk_module, "MIN_FREE_BYTES", 0)
+    engine = QueueEngine(runner, small_disk, small_disk / ".studio" / "jobs.sqlite3")
+    ballast = small_disk / "ballast"
+
+    def fill() -> None:
+        with pytest.raises(OSError), ballast.open("ab", buffering=0) as file:
+            while True:
+                file.write(bytes(4096))
+
+    try:
+        engine.wait_until_loaded()
+        fill()
+        long = GenerationRequest("a ball " * 4000, modality="audio")
+        with pytest.raises(DiskFullError, match="full"):
+            engine.submit(long)
+        assert engine.jobs() == []
+        ballast.unlink()
+        first, second = engine.submit(long), engine.submit(REQUEST)
+        wait_for(lambda: first in runner.calls)
+        fill()
+        runner.gate.release()
+        failed = finished(engine, first)
+        assert failed.state == "failed" and failed.error is not None and failed.error.kind == "disk"
+        assert engine.paused and engine.job(second).state == "queued"
+        ballast.unlink()
+        runner.gate.release(2)
+        engine.retry(first)
+        assert [finished(engine, name).state for name in (second, first)] == ["done", "done"]
+        assert len(list(small_disk.glob("*.wav"))) == 2 and not list(small_disk.glob(".nava-*"))
+    finally:
+        engine.close()
+
+
+@pytest.mark.parametrize("error", [RunFailed(JobError("too large", kind="out_of_memory")), ValueError("a bug")])
+def test_a_failed_run_is_the_end_of_that_job_alone(open_engine: Any, runner: GatedRunner, error: Exception) -> None:
+    engine = open_engine()
+    runner.errors = [error]
+    runner.gate.release(2)
+    first, second = engine.submit(REQUEST), engine.submit(REQUEST)
+    failed = finished(engine, first)
+    assert failed.state == "failed" and failed.error is not None and str(error) in failed.error.message
+    assert finished(engine, second).state == "done"
+
+
+def test_a_model_that_cannot_be_loaded_leaves_the_queue_of_earlier_days(open_engine: Any, runner: GatedRunner) -> None:
+    engine = open_engine()
+    engine.pause()
+    kept = engine.submit(REQUEST)
+    engine.close()
+    runner.errors = [EngineError("there is no folder 'nowhere'")]
+    engine = open_engine()
+    assert engine.status.state == "failed" and engine.job(kept).state == "queued"
+    with pytest.raises(EngineError, match="nowhere"):
+        engine.submit(REQUEST)
+    engine.close()
+    assert open_engine().job(kept).state == "queued"
+
+
+def test_changes_tell_of_everything_and_end_with_the_engine(open_engine: Any, runner: GatedRunner) -> None:
+    engine = open_engine()
+    seen: list[int] = []
+    watcher = threading.Thread(target=lambda: seen.extend(engine.changes()))
+    watcher.start()
+    runner.gate.release()
+    finished(engine, engine.submit(REQUEST))
+    engine.close()
+    watcher.join(30)
+    assert not watcher.is_alive() and seen == sorted(set(seen)) and seen[-1] == engine.version
+
+
+def test_an_estimate_is_learned_and_outlives_a_restart(open_engine: Any, runner: GatedRunner) -> None:
+    engine = open_engine()
+    assert engine.estimate(REQUEST) is None
+    runner.gate.release(2)
+    done = finished(engine, engine.submit(REQUEST))
+    learned = engine.estimate(REQUEST)
+    assert learned is not None and 0.0 < learned <= done.seconds + 0.05
+    assert engine.remaining(done.id) is None
+    engine.pause()
+    first, second = engine.submit(REQUEST), engine.submit(REQUEST)
+    one, two = engine.remaining(first), engine.remaining(second)
+    assert one is not None and two == pytest.approx(2 * one)
+    wait_for(lambda: engine._store.runs(SPEC.name) != [])
+    engine.close()
+    assert open_engine().estimate(REQUEST) == pytest.approx(learned)
+    with pytest.raises(RequestError):
+        engine.estimate(GenerationRequest("x", width=100))
+
+
+def test_nobody_can_say_how_long_a_request_takes_that_cannot_run(open_engine: Any, runner: GatedRunner) -> None:
+    engine = open_engine()
+    running, queued = engine.submit(REQUEST), engine.submit(REQUEST)
+    wait_for(lambda: running in runner.calls)
+    info = engine._dispatcher.info
+    assert info is not None
+    # As for one that was taken before the model was known, which runs for a moment before it is refused.
+    engine._dispatcher.info = replace(info, spec=replace(info.spec, max_seconds=0.01))
+    assert engine.remaining(running) is None and engine.remaining(queued) is None
+
+
+def test_leftovers_of_dead_runs_are_removed_and_nobody_elses(open_engine: Any, runner: GatedRunner) -> None:
+    engine = open_engine()
+    job_id = engine.submit(REQUEST)
+    wait_for(lambda: job_id in runner.calls)
+    engine.close()
+    names = (f".nava-1-20260101-000000-{job_id}-x1", ".nava-1-a clip of somebody else-x2", ".navarra")
+    for name in names:
+        (engine.output_dir / name).mkdir(parents=True)
+        (engine.output_dir / name / "picture.mp4").write_bytes(b"half")
+    engine = open_engine()
+    assert [(engine.output_dir / name).exists() for name in names] == [False, True, True]
+
+
+# Killing
+
+
+class Children:
+    """Children that can be killed, forked by one process that has loaded everything already."""
+
+    def __init__(self) -> None:
+        self._forker = subprocess.Popen(
+            [sys.executable, str(CHILD)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+
+    def start(self, folder: Path, jobs: int, **order: Any) -> int:
+        """The child's process id; `join` has to follow."""
+        pid = self._ask({"folder": str(folder), "jobs": jobs, **order})
+        assert pid > 1, "a signal to 0 would end the tests themselves"
+        return pid
+
+    def join(self) -> int:
+        """The exit status of the child that was started last; negative: the signal that ended it."""
+        return self._ask("join")
+
+    def _ask(self, order: Any) -> int:
+        assert self._forker.stdin is not None and self._forker.stdout is not None
+        self._forker.stdin.write(json.dumps(order) + "\n")
+        self._forker.stdin.flush()
+        return int(self._forker.stdout.readline())
+
+    def close(self) -> None:
+        assert self._forker.stdin is not None
+        self._forker.stdin.close()
+        self._forker.wait(60)
+
+
+@pytest.fixture(scope="module")
+def children() -> Iterator[Children]:
+    children = Children()
+    yield children
+    children.close()
+
+
+def finish_and_check(folder: Path) -> None:
+    """Open what a killed process left, let everything be made, and check that all of it is as it was promised."""
+    acknowledged = {line["id"]: line["seed"] for line in lines(folder / "acknowledged")}
+    complete = {path: path.stat().st_mtime_ns for path in (folder / "out").glob("*.wav")}
+    engine = QueueEngine(SoundRunner(folder / "begun"), folder / "out", folder / "queue" / "jobs.sqlite3")
+    try:
+        jobs = {job.id: job for job in engine.jobs()}
+        assert set(acknowledged) <= set(jobs), "nothing vanishes"
+        # One may have been stored when the process ended, before anybody was told.
+        assert all(jobs[name].request.seed == seed for name, seed in acknowledged.items())
+        engine.wait_until_loaded()
+        engine.resume()
+        for name in jobs:
+            while (job := finished(engine, name)).state == "interrupted":
+                assert job.error is not None and job.error.kind == "interrupted"
+                engine.retry(name)
+        jobs = {job.id: job for job in engine.jobs()}
+    finally:
+        engine.close()
+    assert {name for name, job in jobs.items() if job.state == "cancelled"} <= set(lines(folder / "cancelled"))
+    assert {job.state for job in jobs.values()} <= {"done", "cancelled"}
+    _check_files(folder, jobs)
+    assert all(path.stat().st_mtime_ns == at for path, at in complete.items()), "what was complete is not made again"
+
+
+def _check_files(folder: Path, jobs: dict[str, Job]) -> None:
+    made = {job.result: job for job in jobs.values() if job.state == "done"}
+    assert set((folder / "out").glob("*")) == set(made), "one file for each job, and nothing else"
+    for path, job in made.items():
+        assert path is not None and media.read_recipe(path) == job.recipe
+        assert job.recipe is not None and (job.recipe["job"], job.recipe["seed"]) == (job.id, job.request.seed)
+        samples = soundfile.read(path, dtype="float32")[0]
+        assert np.allclose(samples, sound(job.request.seed or 0)[0], atol=1e-4)
+        assert Path(job.request.speakers[0]).read_bytes() == b"a voice", "its files are there, the originals are not"
+    begun: dict[str, Any] = {}
+    for line in lines(folder / "begun"):
+        assert begun.setdefault(line["id"], line) == line, "nothing is made twice from different requests"
+    assert not list((folder / "queue" / "files").glob(".part-*"))
+
+
+def test_killed_at_every_commit_and_rename(children: Children, tmp_path: Path) -> None:
+    """Once through to count the points, then once for each of them."""
+    whole = tmp_path / "whole"
+    whole.mkdir()
+    children.start(whole, jobs=2, kill_at=10_000)
+    assert children.join() == 0
+    points = lines(whole / "points")
+    assert points.count("before commit") >= 9 and points.count("after rename") >= 2
+    finish_and_check(whole)
+    for kill_at in range(len(points)):
+        folder = tmp_path / f"at{kill_at}"
+        folder.mkdir()
+        children.start(folder, jobs=2, kill_at=kill_at)
+        assert children.join() == -signal.SIGKILL, (kill_at, points[kill_at])
+        finish_and_check(folder)
+
+
+@pytest.mark.slow
+def test_killed_again_and_again_at_any_moment(children: Children, tmp_path: Path) -> None:
+    """One queue through thirty kills, each child taking over what the last one left and adding to it."""
+    dice = random.Random(7)
+    measure = tmp_path / "measure"
+    measure.mkdir()
+    started = time.monotonic()
+    children.start(measure, jobs=2, step_seconds=0.01)
+    assert children.join() == 0
+    usual = time.monotonic() - started
+    folder = tmp_path / "queue"
+    folder.mkdir()
+    killed = 0
+    for _ in range(30):
+        child = children.start(folder, jobs=2, step_seconds=0.01)
+        time.sleep(dice.uniform(0.0, 1.2 * usual))
+        os.kill(child, signal.SIGKILL)
+        killed += children.join() == -signal.SIGKILL
+    assert killed >= 10
+    finish_and_check(folder)
+
+
+def test_a_job_that_kills_its_process_does_not_do_so_for_ever(children: Children, tmp_path: Path) -> None:
+    """After the first time it goes on by itself; after the second it waits for a person."""
+    for attempt, jobs in ((1, 1), (2, 0)):
+        child = children.start(tmp_path, jobs=jobs, step_seconds=60.0)
+        wait_for(lambda attempt=attempt: len(lines(tmp_path / "begun")) == attempt)
+        os.kill(child, signal.SIGKILL)
+        assert children.join() == -signal.SIGKILL
+    children.start(tmp_path, jobs=0)
+    assert children.join() == 0 and len(lines(tmp_path / "begun")) == 2
+    finish_and_check(tmp_path)
+    assert len(lines(tmp_path / "begun")) == 3

@@ -1,0 +1,261 @@
+"""The offline composer: nava-nano's world understood, its caption family kept, other prompts left in their words."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nava_core.speech import parse_speech
+from rewriter import make_rewriter
+from rewriter.checks import find_faults, plain_paragraph, strip_thinking
+from rewriter.locking import lock
+from rewriter.offline import composer
+from rewriter.offline.composer import FACTS, compose_caption, understand
+from training import captions, world
+
+LEXICON = json.loads((Path(composer.__file__).with_name("lexicon.json")).read_text(encoding="utf-8"))
+
+
+class FirstWording:
+    """A random generator that always draws the first: training's plainest caption of a scene."""
+
+    def random(self) -> float:
+        return 0.0
+
+    def integers(self, high: int) -> int:
+        return 0
+
+
+def caption_of(prompt: str) -> str:
+    return compose_caption(lock(prompt))[0]
+
+
+def test_the_lexicon_has_all_words_of_training() -> None:
+    for fact, values in captions.WORDS.items():
+        for value, names in values.items():
+            for language in ("zh", "en"):
+                missing = set(names[language]) - set(LEXICON["facts"][fact][value][language])
+                assert not missing, f"{fact} {value}: {missing}"
+            assert LEXICON["facts"][fact][value]["zh"][0] == names["zh"][0]
+    assert set(LEXICON["defaults"]) == set(captions.WORDS)
+
+
+def test_no_phrase_has_two_meanings() -> None:
+    found: dict[str, tuple[str, str]] = {}
+    for fact, values in LEXICON["facts"].items():
+        for value, names in values.items():
+            for phrase in (*names["zh"], *names["en"]):
+                assert found.setdefault(phrase, (fact, value)) == (fact, value), phrase
+
+
+def test_every_caption_is_one_that_training_writes() -> None:
+    rng = np.random.default_rng(0)
+    checked = 0
+    for _ in range(400):
+        scene = world.sample_scene(rng, "all")
+        facts = {fact: getattr(scene, fact) for fact in FACTS}
+        usual = LEXICON["usual_contacts"][scene.shape][scene.drop]
+        words = {fact: captions.WORDS[fact][value]["zh"][0] for fact, value in facts.items()}
+        prompt = "，".join(
+            f"{words[fact]}背景" if fact == "background" else words[fact] for fact in ("background", *FACTS[:6])
+        )
+        prompt += f"，{world.contacts(scene)[0].time:.1f}秒时落地"
+        if len(world.contacts(scene)) == usual:
+            assert caption_of(prompt) == captions.caption(scene, FirstWording(), "dense")  # type: ignore[arg-type]
+            checked += 1
+    assert checked > 300  # how often a shape usually bounces is right for most scenes
+
+
+def test_all_training_captions_are_understood() -> None:
+    rng = np.random.default_rng(1)
+    for index in range(600):
+        scene = world.sample_scene(rng, "all")
+        text = captions.caption(scene, rng, ("dense", "short", "english")[index % 3])
+        reading = understand(text)
+        assert reading.is_scene, text
+        assert reading.moment in (None, float(f"{world.contacts(scene)[0].time:.1f}"))
+        for fact, values in reading.facts.items():
+            assert values == [str(len(world.contacts(scene))) if fact == "contacts" else getattr(scene, fact)], text
+
+
+@pytest.mark.parametrize(
+    ("prompt", "parts"),
+    [
+        ("a red ball falls", ["大红色圆球", "画面中央的高处", "深夜蓝色"]),
+        ("Tiny golden stars drop low on the left!", ["小黄色星星", "画面左侧的低处", "砸到地面后停住"]),
+        ("小红球从左边掉下来", ["小红色圆球", "画面左侧"]),
+        ("一个蓝色的盒子 falls on the right, beige wall", ["大蓝色方块", "画面右侧", "暖米色"]),
+        ("A huge wooden crate, crimson, hangs high up. It falls after a long pause.", ["大红色方块", "很久之后"]),
+        ("a dark blue ball", ["大蓝色圆球", "深夜蓝色"]),
+        ("green triangle against a dark blue background", ["绿色三角", "深夜蓝色"]),
+        ("WHITE CUBE, GREY BACKGROUND, bounces twice", ["白色方块", "灰绿色", "弹起两次"]),
+        ("something purple falls", ["紫色圆球"]),
+        ("星星", ["大红色星星"]),
+    ],
+)
+def test_nanos_world_is_understood(prompt: str, parts: list[str]) -> None:
+    caption, notes = compose_caption(lock(prompt))
+    for part in parts:
+        assert part in caption
+    assert notes[0] == composer.NOTE_SCENE
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        "A dog runs on the beach",
+        "Two red balls fall",
+        "a red ball and a blue cube",
+        "a brown ball",
+        "A man in a red box car drives to the left",
+        "雨夜的街道，一位女子撑着红伞走过",
+        "It falls",
+        "left, right",
+    ],
+)
+def test_other_prompts_keep_their_words(prompt: str) -> None:
+    caption, notes = compose_caption(lock(prompt))
+    assert caption.startswith(prompt)
+    assert "镜头" in caption
+    assert "没有人说话" in caption
+    assert notes == (composer.NOTE_WORDS,)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "landing"),
+    [
+        ("a red ball falls", "立刻松开，直直落下，约0.5秒时撞"),
+        ("a red ball falls low on the left, a little later", "稍后松开，直直落下，约0.7秒时撞"),
+        ("a red ball falls and lands at 1.2 seconds", "很久之后松开，直直落下，约1.2秒时撞"),
+        ("红球，大约0.9秒落地", "稍后松开，直直落下，约0.9秒时撞"),
+        ("a red ball falls at once, at 1 s", "立刻松开，直直落下，约1.0秒时撞"),
+        ("a large red ball falls in the middle, a 2 second clip", "立刻松开，直直落下，约0.5秒时撞"),
+    ],
+)
+def test_the_caption_says_when_the_shape_lands(prompt: str, landing: str) -> None:
+    assert landing in caption_of(prompt)
+
+
+def test_what_was_chosen_and_left_out_is_told() -> None:
+    _, notes = compose_caption(lock("a shiny red ball falls down from high up on the left at once"))
+    assert notes[1:] == (
+        "chosen for you: size large, background night blue, landing at 0.5 s",
+        "left out, since the lexicon does not know them: shiny",
+    )
+
+
+def test_camera_and_sound_are_added_only_where_the_prompt_has_none() -> None:
+    assert caption_of("Close-up of a cat. Soft music.") == "Close-up of a cat. Soft music."
+    assert "机位" not in caption_of("航拍一座城市")
+    assert "机位" not in caption_of("A slow camera move")
+    assert "机位" in caption_of("他望向镜头")
+    assert "机位" in caption_of("He looks into the camera")
+    assert "雨声" in caption_of("rain on a roof")
+    assert "train" in caption_of("a train") and "雨声" not in caption_of("a train")
+
+
+@pytest.mark.parametrize(
+    ("prompt", "start"),
+    [
+        ("~~Hello!~~", "画面中的人物说：~~Hello!~~。镜头"),
+        ("She says ~~Hi", "She says ~~Hi~~。镜头"),
+        ("男人说：~~走吧~~\n女人点头", "男人说：~~走吧~~ 女人点头。镜头"),
+        ("a red ball falls, a voice says ~~Look!~~ and ~~Again!~~", "简洁的二维动画"),
+    ],
+)
+def test_speech_stays(prompt: str, start: str) -> None:
+    caption = caption_of(prompt)
+    assert caption.startswith(start)
+    assert [span.text for span in parse_speech(caption).spans] == [span.text for span in parse_speech(prompt).spans]
+    assert "没有人说话" not in caption
+
+
+@given(st.text(min_size=1).filter(str.strip))
+@settings(max_examples=300, deadline=None)
+def test_the_same_prompt_gives_the_same_caption(prompt: str) -> None:
+    rewriter = make_rewriter("offline")
+    first, second = (compose_caption(lock(prompt)) for _ in range(2))
+    assert first == second
+    assert rewriter.backend == "offline"
+
+
+def test_the_offline_backend_is_labelled() -> None:
+    rewriter = make_rewriter("offline")
+    result = rewriter.rewrite_blocking("a red ball")
+    assert (result.backend, result.outcome, result.attempts) == ("offline", "composed", 0)
+    assert "no language model" in rewriter.label
+    assert "without a language model" in result.notes[0]
+    assert str(rewriter.counts).startswith("1 captions: 0 as is (0%)")
+
+
+@pytest.mark.parametrize("prompt", ["", "  \n"])
+def test_an_empty_prompt(prompt: str) -> None:
+    with pytest.raises(ValueError, match="the prompt is empty; describe a scene"):
+        make_rewriter("offline").rewrite_blocking(prompt)
+
+
+def test_unknown_backends_and_numbers() -> None:
+    with pytest.raises(ValueError, match="backend is 'gpt'; it must be one of auto, vllm, transformers, offline"):
+        make_rewriter("gpt")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="attempts is 0"):
+        make_rewriter("offline", attempts=0)
+    with pytest.raises(ValueError, match="concurrency is 0"):
+        make_rewriter("vllm", concurrency=0)
+
+
+@pytest.mark.parametrize(
+    ("reply", "opened", "caption"),
+    [
+        ("段落", False, "段落"),
+        ("<think>想</think>\n段落", False, "段落"),
+        ("想</think>段落", True, "段落"),
+        ("想</think>段落", False, "段落"),
+        ("<think>没想完", False, ""),
+        ("没想完", True, ""),
+        ("<think>一</think>草稿<think>二</think>段落", False, "段落"),
+        ("<think>一</think>段落<think>没完", False, "段落"),
+        ("<THINKING>一</Thinking>段落", False, "段落"),
+    ],
+)
+def test_thinking_is_stripped(reply: str, opened: bool, caption: str) -> None:
+    assert strip_thinking(reply, opened) == caption
+
+
+@pytest.mark.parametrize(
+    ("reply", "paragraph"),
+    [
+        ("一个段落。", "一个段落。"),
+        ("改写后的描述：一个段落。", "一个段落。"),
+        ("**描述：** 一个段落。", "一个段落。"),
+        ("好的，以下是改写：\n\n一个段落。", "一个段落。"),
+        ("```\n一个段落。\n```", "一个段落。"),
+        ("# 标题\n一个段落。\n---\n注：说明", "一个段落。"),
+        ("一个段落。\n\n希望您满意！", "一个段落。"),
+        ("一个段落。\n\n说明：他说【台词1】", "一个段落。\n说明：他说【台词1】"),
+        ("“一个段落。”", "一个段落。"),
+        ("“甲”和“乙”", "“甲”和“乙”"),
+        ("这是一间咖啡馆。\n女子坐下。", "这是一间咖啡馆。\n女子坐下。"),
+    ],
+)
+def test_only_the_paragraph_is_kept(reply: str, paragraph: str) -> None:
+    text, changed = plain_paragraph(reply)
+    assert text == paragraph
+    assert changed == (reply != paragraph)
+
+
+def test_what_is_wrong_with_a_caption() -> None:
+    good = "一间安静的咖啡馆，阳光照在木桌上。" * 15
+    assert find_faults(good, "café") == []
+    assert [fault.what for fault in find_faults("", "café")] == ["empty"]
+    assert find_faults("An English caption. " * 20, "café")[0].what == "not Chinese"
+    assert [fault.hard for fault in find_faults(good[:100], "café")] == [False]
+    assert [fault.hard for fault in find_faults(good * 2, "café")] == [False]
+    assert [fault.hard for fault in find_faults(good * 3, "café")] == [True]
+    assert find_faults(good * 3, good * 3) == []  # a long prompt may stay long
+    assert "leftovers" in find_faults(good + "保留占位符。", "café")[0].what
+    assert find_faults(good + "墙上写着占位符。", "墙上写着占位符") == []

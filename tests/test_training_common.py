@@ -1,0 +1,270 @@
+"""The trainers' shared helpers, the video autoencoder's shortcuts against the library, and the latent cache."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import AutoencoderKLLTX2Audio
+from torch import nn
+
+from nava_core.decode import encode_video
+from training import cache_latents, common, video_vae, world
+from training.muon import Muon
+
+TINY = {
+    "base_dim": 4,
+    "decoder_base_dim": 4,
+    "z_dim": 4,
+    "dim_mult": [1, 2, 4, 4],
+    "num_res_blocks": 1,
+    "temperal_downsample": [False, True, True],
+    "is_residual": True,
+    "in_channels": 12,
+    "out_channels": 12,
+    "patch_size": 2,
+    "scale_factor_spatial": 16,
+    "scale_factor_temporal": 4,
+}
+LOSS = {"shape_weight": 4.0, "gradient": 1.0, "coarse": 0.5, "sharp_from": 0.4, "kl": 1e-4, "latent_noise": 0.1}
+CONFIG = {
+    "model": TINY,
+    "seed": 0,
+    "precision": "auto",
+    "learning_rate": 1e-3,
+    "decay_share": 0.25,
+    "clip_norm": 1.0,
+    "ema_decay": 0.9,
+    "checkpoint_seconds": 1e9,
+    "windows": [{"frames": 5, "height": 32, "width": 32, "batch": 1, "share": [1.0, 1.0]}],
+    "moving_share": 0.5,
+    "shape_share": 0.9,
+    "pool": 2,
+    "loss": LOSS,
+}
+
+
+@pytest.fixture
+def tiny() -> video_vae.AutoencoderKLWan:
+    torch.manual_seed(0)
+    return video_vae.build(TINY).eval()
+
+
+def test_checkpoint_round_trip_leaves_no_temporary_file(tmp_path: Path) -> None:
+    module = nn.Linear(3, 2)
+    common.save_checkpoint(tmp_path, 7, module=module, note="a", spent=1.5)
+    state = common.load_checkpoint(tmp_path)
+    assert state is not None
+    assert (state["step"], state["note"], state["spent"]) == (7, "a", 1.5)
+    torch.testing.assert_close(state["module"]["weight"], module.weight.detach())
+    assert [path.name for path in tmp_path.iterdir()] == [common.CHECKPOINT_NAME]
+
+
+def test_a_failed_write_keeps_the_earlier_checkpoint(tmp_path: Path) -> None:
+    common.save_checkpoint(tmp_path, 1)
+
+    def fail(path: Path) -> None:
+        path.write_bytes(b"half")
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        common.write_atomically(tmp_path / common.CHECKPOINT_NAME, fail)
+    state = common.load_checkpoint(tmp_path)
+    assert state is not None and state["step"] == 1
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_no_checkpoint_is_none(tmp_path: Path) -> None:
+    assert common.load_checkpoint(tmp_path) is None
+
+
+def test_ema_follows_and_refuses_another_model() -> None:
+    module = nn.Linear(2, 2)
+    ema = common.EMA(module, decay=0.5)
+    start = module.weight.detach().clone()
+    with torch.no_grad():
+        module.weight += 1
+    for _ in range(20):
+        ema.update(module)
+    target = nn.Linear(2, 2)
+    ema.copy_to(target)
+    torch.testing.assert_close(target.weight, start + 1, atol=1e-4, rtol=0)
+    with pytest.raises(ValueError, match="differ"):
+        common.EMA(nn.Conv1d(1, 1, 1, bias=False)).load_state_dict(ema.state_dict())
+
+
+def test_schedule_rises_then_falls_to_its_floor() -> None:
+    values = [common.warmup_cosine(p, warmup=0.1, final=0.05) for p in np.linspace(0, 1, 51)]
+    assert values[0] < 0.01
+    assert max(values) == pytest.approx(1.0)
+    assert values[-1] == pytest.approx(0.05)
+    assert np.all(np.diff(values[5:]) <= 1e-9)
+
+
+def test_held_schedule_falls_to_zero() -> None:
+    values = [common.warmup_hold_decay(p, warmup=0.1, decay=0.5) for p in (0.05, 0.2, 0.5, 0.75, 1.0)]
+    assert values == pytest.approx([0.5, 1.0, 1.0, 0.5, 0.0])
+
+
+def test_muon_learns_a_convolution() -> None:
+    torch.manual_seed(0)
+    target, module = nn.Conv3d(2, 8, 3, bias=False), nn.Conv3d(2, 8, 3, bias=False)
+    images = torch.randn(4, 2, 5, 5, 5)
+    optimizer = Muon(module.parameters(), lr=0.02)
+    losses = []
+    for _ in range(60):
+        loss = (module(images) - target(images).detach()).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.1 * losses[0]
+
+
+def test_window_shares_are_interpolated() -> None:
+    window = video_vae.Window(frames=1, height=16, width=16, batch=1, share=[1.0, 0.5, 0.0])
+    assert [window.share_at(p) for p in (0.0, 0.25, 1.0)] == [1.0, 0.75, 0.0]
+
+
+def test_clock_ends_at_whichever_comes_first() -> None:
+    assert common.RunClock(steps=10).progress(5) == pytest.approx(0.5)
+    assert common.RunClock(steps=10, minutes=1, spent=60).progress(1) == 1.0
+    with pytest.raises(ValueError, match="needs an end"):
+        common.RunClock()
+
+
+def test_precision() -> None:
+    with common.mixed_precision("bfloat16"):
+        assert (torch.ones(1, 1) @ torch.ones(1, 1)).dtype == torch.bfloat16
+    with common.mixed_precision("float32"):
+        assert (torch.ones(1, 1) @ torch.ones(1, 1)).dtype == torch.float32
+    with pytest.raises(ValueError, match="precision is 'half'; it must be auto"):
+        common.mixed_precision("half")
+
+
+def test_metrics_log_reads_back(tmp_path: Path) -> None:
+    log = common.MetricsLog(tmp_path / "runs" / "metrics.jsonl")
+    log.write(1, loss=0.5)
+    log.write(2, loss=0.25, note="落下")
+    assert [(row["step"], row["loss"]) for row in log.read()] == [(1, 0.5), (2, 0.25)]
+
+
+def test_config_must_be_a_mapping(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text("- 1\n")
+    with pytest.raises(ValueError, match="mapping"):
+        common.load_config(path)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("frames", [1, 5, 13])
+def test_two_chunks_and_fast_norms_equal_the_library(tiny: video_vae.AutoencoderKLWan, frames: int) -> None:
+    pixels = torch.rand(1, 3, frames, 32, 48) * 2 - 1
+    moments = tiny.encode(pixels).latent_dist.parameters
+    latents = moments[:, : TINY["z_dim"]]
+    decoded = tiny.decode(latents).sample
+    video_vae.use_fast_norms(tiny)
+    torch.testing.assert_close(video_vae.encode_moments(tiny, pixels), moments, atol=2e-5, rtol=1e-4)
+    torch.testing.assert_close(video_vae.decode_pixels(tiny, latents).clamp(-1, 1), decoded, atol=2e-5, rtol=1e-4)
+
+
+def test_fast_norms_keep_the_names_of_the_weights(tiny: video_vae.AutoencoderKLWan) -> None:
+    names = list(tiny.state_dict())
+    assert list(video_vae.use_fast_norms(tiny).state_dict()) == names
+
+
+@pytest.mark.parametrize("freeze_encoder", [False, True])
+def test_gradients_reach_what_is_trained(tiny: video_vae.AutoencoderKLWan, freeze_encoder: bool) -> None:
+    pixels, mask = torch.rand(1, 3, 5, 32, 32) * 2 - 1, torch.ones(1, 1, 5, 32, 32)
+    loss, values = video_vae.training_loss(tiny, pixels, mask, LOSS, freeze_encoder)
+    loss.backward()
+    assert np.isfinite(list(values.values())).all()
+    assert all(value.grad is not None for value in tiny.decoder.parameters())
+    assert all((value.grad is None) == freeze_encoder for value in tiny.encoder.parameters())
+
+
+def test_the_box_holds_the_shape() -> None:
+    for seed in range(8):
+        scene = world.sample_scene(np.random.default_rng(seed), "all")
+        frames = world.render_frames(scene).astype(np.int16)
+        boxes = video_vae.shape_boxes(scene, 128, 128, len(frames))
+        inside = video_vae.box_mask(boxes, 128, 128) > 0
+        colour = np.array(world.COLOURS[scene.colour])
+        like_shape = np.abs(frames - colour).max(-1) < 12
+        assert like_shape[inside].sum() > 0.9 * like_shape.sum() > 0
+
+
+def test_windows_have_their_size_and_mostly_the_shape() -> None:
+    source = video_vae.WindowSource({**CONFIG, "pool": 4}, seed=1)
+    sizes = np.random.default_rng(2)
+    masks = []
+    for _ in range(12):
+        pixels, mask = source.draw(0.5, sizes)
+        assert pixels.shape == (1, 3, 5, 32, 32) and mask.shape == (1, 1, 5, 32, 32)
+        assert pixels.min() >= -1 and pixels.max() <= 1
+        masks.append(mask.max().item())
+    assert np.mean(masks) > 0.5
+
+
+def test_training_resumes_where_it_stopped(tmp_path: Path) -> None:
+    trainer = video_vae.Trainer(CONFIG, tmp_path, "joint", minutes=1e3, resume=False)
+    trainer._train_step(0.5)
+    trainer.step = 1
+    trainer.save()
+    again = video_vae.Trainer(CONFIG, tmp_path, "joint", minutes=1e3, resume=True)
+    assert again.step == 1
+    for name, value in trainer.vae.state_dict().items():
+        torch.testing.assert_close(again.vae.state_dict()[name], value)
+    decoder = video_vae.Trainer(CONFIG, tmp_path, "decoder", minutes=1e3, resume=False)
+    assert decoder.step == 0
+    before = {name: value.clone() for name, value in decoder.vae.state_dict().items()}
+    decoder._train_step(0.5)
+    changed = {name.split(".")[0] for name, value in decoder.vae.state_dict().items() if not value.equal(before[name])}
+    assert changed == {"decoder", "post_quant_conv"}
+
+
+def test_the_decoder_stage_needs_a_joint_run(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no checkpoint"):
+        video_vae.Trainer(CONFIG, tmp_path, "decoder", minutes=1, resume=False)
+
+
+@pytest.fixture
+def tiny_models(tmp_path: Path, tiny: video_vae.AutoencoderKLWan) -> Path:
+    folder = tmp_path / "model"
+    video_vae.export(tiny, TINY, [0.1, 0.2, 0.3, 0.4], [1.0, 2.0, 0.5, 1.5], folder / "vae")
+    audio = AutoencoderKLLTX2Audio(
+        base_channels=32, ch_mult=(1, 1, 1), num_res_blocks=1, latent_channels=2, norm_type="pixel", mel_bins=64
+    )
+    audio.save_pretrained(folder / "audio_vae")
+    return folder
+
+
+def test_cache_holds_normalised_latents_and_the_scenes(tiny_models: Path, tmp_path: Path) -> None:
+    plan = cache_latents.CachePlan(tmp_path / "cache", tiny_models, clips=1, shard=2)
+    cache_latents.check_folder(plan)
+    assert not plan.is_done(0)
+    encoder = cache_latents.ClipEncoder(tiny_models)
+    cache_latents.write_shard(plan, 0, encoder)
+    assert plan.is_done(0)
+    ((tensors, scenes),) = cache_latents.read_shards(plan.out)
+    assert scenes == [world.sample_scene(np.random.default_rng(0), "train")]
+    assert tensors["audio"].shape[:2] == (1, 52)
+    pixels = video_vae.to_pixels(world.render_frames(scenes[0]))
+    vae = video_vae.AutoencoderKLWan.from_pretrained(tiny_models / "vae", torch_dtype=torch.float32)
+    torch.testing.assert_close(tensors["video"][0].float(), encode_video(vae, pixels), atol=5e-3, rtol=5e-3)
+    torch.testing.assert_close(encode_video(vae, pixels[:, :1]), encode_video(vae, pixels)[:, :1])
+    longer = cache_latents.CachePlan(plan.out, tiny_models, clips=2, shard=2)
+    assert not longer.is_done(0)
+
+
+def test_cache_refuses_latents_of_another_encoder(tiny_models: Path, tmp_path: Path) -> None:
+    plan = cache_latents.CachePlan(tmp_path / "cache", tiny_models, clips=1, shard=1)
+    cache_latents.check_folder(plan)
+    config = tiny_models / "vae" / "config.json"
+    changed = {**json.loads(config.read_text()), "latents_std": [9.0] * 4}
+    config.write_text(json.dumps(changed))
+    with pytest.raises(ValueError, match="another --out"):
+        cache_latents.check_folder(plan)

@@ -1,0 +1,224 @@
+"""The backbone against the golden tensors, and the faculties that the library expects of its models."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import GOLDEN
+from safetensors.torch import load_file
+from torch import Tensor
+
+from nava_core.models.transformer_nava import NavaTransformer3DModel
+
+CASES = ("joint", "masked", "speakers", "first_frame", "audio_only", "video_only", "null_speaker")
+
+
+def golden(name: str) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, Tensor]]:
+    settings = json.loads((GOLDEN / f"{name}.json").read_text())
+    return settings, load_file(GOLDEN / f"{name}_weights.safetensors"), load_file(GOLDEN / f"{name}_io.safetensors")
+
+
+def run_case(model: NavaTransformer3DModel, case: str, io: dict[str, Tensor], settings: dict[str, Any]) -> Any:
+    dtype = model.dtype
+    video, audio = io["video"][None].to(dtype), io["audio"][None].to(dtype)
+    speakers, positions = None, None
+    if case in ("speakers", "audio_only", "null_speaker"):
+        speakers, positions = io["speakers"][None].to(dtype), [settings["speaker_positions"]]
+        if case == "null_speaker":
+            speakers = torch.zeros_like(speakers)
+    if case == "first_frame":
+        video = torch.cat([io["first_frame"][None].to(dtype), video[:, :, 1:]], dim=2)
+    return model(
+        None if case == "audio_only" else video,
+        None if case == "video_only" else audio,
+        torch.tensor([settings["timestep"]]),
+        io["text"][None].to(dtype),
+        speaker_embeds=speakers,
+        speaker_positions=positions,
+        isolate_modalities=case == "masked",
+        first_frame_is_clean=case == "first_frame",
+    )
+
+
+def relative_error(actual: Tensor, expected: Tensor) -> float:
+    return ((actual.double() - expected.double()).abs().max() / expected.abs().max()).item()
+
+
+@pytest.mark.parametrize("name", ["tiny", "tiny_split"])
+@pytest.mark.parametrize(("dtype", "limit"), [(torch.float32, 1e-5), (torch.float64, 4e-6)])
+@torch.no_grad()
+def test_forward_reproduces_the_golden_tensors(name: str, dtype: torch.dtype, limit: float) -> None:
+    settings, weights, io = golden(name)
+    model = NavaTransformer3DModel.from_official(weights, settings["config"], dtype=dtype)
+    checked = 0
+    for case in CASES:
+        if f"out.{case}.audio" not in io and f"out.{case}.video" not in io:
+            continue
+        output = run_case(model, case, io, settings)
+        for stream, actual in (("video", output.sample), ("audio", output.audio_sample)):
+            expected = io.get(f"out.{case}.{stream}")
+            assert (actual is None) == (expected is None)
+            if expected is not None:
+                error = relative_error(actual[0], expected)
+                print(f"{name} {case} {stream} {dtype} {error:.1e}")
+                assert error < limit
+                checked += 1
+    assert checked >= 4
+
+
+@torch.no_grad()
+def test_one_batch_carries_joint_and_isolated_passes() -> None:
+    settings, weights, io = golden("tiny")
+    model = NavaTransformer3DModel.from_official(weights, settings["config"])
+    video, audio, text = (io[name].expand(3, *io[name].shape) for name in ("video", "audio", "text"))
+    timestep = torch.tensor([settings["timestep"]])
+    output = model(video, audio, timestep, text, isolate_modalities=[True, False, True])
+    for index, case in enumerate(("masked", "joint", "masked")):
+        assert relative_error(output.sample[index], io[f"out.{case}.video"]) < 1e-5
+        assert relative_error(output.audio_sample[index], io[f"out.{case}.audio"]) < 1e-5
+
+
+@torch.no_grad()
+def test_speakers_belong_to_their_sample() -> None:
+    settings, weights, io = golden("tiny")
+    model = NavaTransformer3DModel.from_official(weights, settings["config"])
+    video, audio, text = (io[name].expand(2, *io[name].shape) for name in ("video", "audio", "text"))
+    output = model(
+        video,
+        audio,
+        torch.full((2,), settings["timestep"]),
+        text,
+        speaker_embeds=io["speakers"].expand(2, -1, -1),
+        speaker_positions=[[], settings["speaker_positions"]],
+    )
+    for index, case in enumerate(("joint", "speakers")):
+        assert relative_error(output.sample[index], io[f"out.{case}.video"]) < 1e-5
+
+
+@torch.no_grad()
+def test_projected_text_is_reused_without_a_difference() -> None:
+    settings, weights, io = golden("tiny")
+    model = NavaTransformer3DModel.from_official(weights, settings["config"])
+    context = model.encode_context(io["text"][None])
+    inputs = (io["video"][None], io["audio"][None], torch.tensor([settings["timestep"]]))
+    first, second = model(*inputs, context), model(*inputs, context)
+    assert torch.equal(first.sample, second.sample)
+    assert relative_error(second.sample[0], io["out.joint.video"]) < 1e-5
+
+
+class PlainNorm(torch.nn.Module):
+    """The norms as the official code writes them: rounded to bfloat16 after each operation."""
+
+    def __init__(self, norm: torch.nn.Module):
+        super().__init__()
+        self.weight, self.eps = norm.weight, norm.eps
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        squares = hidden_states.float().square().mean(-1, keepdim=True)
+        return ((hidden_states.float() * torch.rsqrt(squares + self.eps)).to(hidden_states.dtype) * self.weight).float()
+
+
+@torch.no_grad()
+def test_bfloat16_is_no_worse_than_the_plain_arithmetic(monkeypatch: pytest.MonkeyPatch) -> None:
+    from nava_core.models import attention_nava, transformer_nava
+
+    settings, weights, io = golden("tiny")
+    model = NavaTransformer3DModel.from_official(weights, settings["config"], dtype=torch.bfloat16)
+    expected = {stream: io[f"out.joint.{stream}"] for stream in ("video", "audio")}
+
+    def errors() -> list[float]:
+        output = run_case(model, "joint", io, settings)
+        return [
+            ((actual[0].double() - expected[stream]).square().mean().sqrt() / expected[stream].std()).item()
+            for stream, actual in (("video", output.sample), ("audio", output.audio_sample))
+        ]
+
+    ours = errors()
+
+    def plain_norm(hidden_states: Tensor, shift: Tensor, scale: Tensor, eps: float) -> Tensor:
+        normed = torch.nn.functional.layer_norm(hidden_states, hidden_states.shape[-1:], eps=eps)
+        return normed * (1 + scale.to(normed.dtype))[:, None] + shift.to(normed.dtype)[:, None]
+
+    monkeypatch.setattr(transformer_nava, "adaptive_norm", plain_norm)
+    for module in list(model.modules()):
+        for name, child in list(module.named_children()):
+            if isinstance(child, attention_nava.NavaRMSNorm):
+                setattr(module, name, PlainNorm(child))
+    plain = errors()
+    print("bf16 error, ours and plain:", ours, plain)
+    assert np.mean(ours) <= 1.05 * np.mean(plain)
+
+
+def test_the_default_config_is_the_released_model() -> None:
+    with torch.device("meta"):
+        model = NavaTransformer3DModel()
+    tensors = model.state_dict()
+    assert len(tensors) == 1052
+    assert sum(tensor.numel() for tensor in tensors.values()) == 6_296_995_520
+
+
+def test_errors_name_the_tensor_and_the_config_key() -> None:
+    settings, weights, _ = golden("tiny")
+    missing = {name: tensor for name, tensor in weights.items() if not name.endswith("head_audio.head.bias")}
+    with pytest.raises(ValueError, match=r"head_audio\.head\.bias"):
+        NavaTransformer3DModel.from_official(missing, settings["config"])
+    with pytest.raises(ValueError, match="surplus_layer"):
+        NavaTransformer3DModel.from_official(
+            weights | {"backbone.surplus_layer.weight": torch.ones(1)}, settings["config"]
+        )
+    with pytest.raises(ValueError, match="qk_norm"):
+        NavaTransformer3DModel.from_official(weights, settings["config"] | {"qk_norm": False})
+    with pytest.raises(ValueError, match="sliding"):
+        NavaTransformer3DModel.from_official(weights, settings["config"] | {"sliding": 3})
+
+
+@torch.no_grad()
+def test_saved_and_loaded_weights_are_equal(tmp_path: Path) -> None:
+    settings, weights, io = golden("tiny_split")
+    model = NavaTransformer3DModel.from_official(weights, settings["config"])
+    model.save_pretrained(tmp_path)
+    again = NavaTransformer3DModel.from_pretrained(tmp_path)
+    weights, loaded = model.state_dict(), again.state_dict()
+    assert weights.keys() == loaded.keys()
+    assert all(torch.equal(weights[name], loaded[name]) for name in weights)
+    expected = run_case(model, "joint", io, settings).sample
+    # Not bit for bit: matrix products may round otherwise where the weights lie otherwise in memory.
+    assert relative_error(run_case(again, "joint", io, settings).sample, expected) < 1e-6
+
+
+@torch.no_grad()
+def test_library_hooks_apply_from_outside() -> None:
+    """Attention backend, step cache, layerwise casting and LoRA reach the model through the library's own switches."""
+    from diffusers import FirstBlockCacheConfig
+    from diffusers.models.attention_dispatch import attention_backend
+    from peft import LoraConfig
+
+    settings, weights, io = golden("tiny")
+    model = NavaTransformer3DModel.from_official(weights, settings["config"])
+    expected = run_case(model, "joint", io, settings).sample
+    with attention_backend("native"):  # afterwards what it was: a model's backend becomes every later one's default
+        model.set_attention_backend("_native_math")
+        assert relative_error(run_case(model, "joint", io, settings).sample, expected) < 1e-5
+    model.enable_cache(FirstBlockCacheConfig(threshold=1e9))
+    with model.cache_context("conditional"):
+        run_case(model, "joint", io, settings)
+        cached = run_case(model, "joint", io, settings).sample
+    assert relative_error(cached, expected) < 1e-5  # the same input again: the cached residual is exact
+    model.disable_cache()
+    model.add_adapter(LoraConfig(target_modules=["q", "k", "v", "o"], r=2, init_lora_weights=False))
+    assert relative_error(run_case(model, "joint", io, settings).sample, expected) > 1e-3
+
+
+def test_gradients_reach_every_weight() -> None:
+    settings, weights, io = golden("tiny")
+    model = NavaTransformer3DModel.from_official(weights, settings["config"]).train()
+    model.enable_gradient_checkpointing()
+    output = run_case(model, "speakers", io, settings)
+    (output.sample.square().mean() + output.audio_sample.square().mean()).backward()
+    without = [name for name, weight in model.named_parameters() if weight.grad is None]
+    assert without == []
