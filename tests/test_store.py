@@ -323,6 +323,15 @@ def test_runs_are_kept_for_each_model_the_newest(store: JobStore, monkeypatch: p
     assert RUNS_KEPT > 100
 
 
+def test_a_job_keeps_whose_it_is_and_its_copy_has_the_same_owner(tmp_path: Path) -> None:
+    store = JobStore(tmp_path / "jobs.sqlite3")
+    store.submit("a", store.pack(request(seed=5)), owner="ann", variations="group")
+    store.duplicate("a", "b")
+    assert (store.job("a").owner, store.job("a").variations) == ("ann", "group")
+    assert (store.job("b").owner, store.job("b").variations) == ("ann", None)
+    store.close()
+
+
 def test_a_database_of_the_first_version_is_taken_along(tmp_path: Path) -> None:
     path = tmp_path / "jobs.sqlite3"
     old = sqlite3.connect(path)
@@ -335,6 +344,7 @@ def test_a_database_of_the_first_version_is_taken_along(tmp_path: Path) -> None:
     old.close()
     store = JobStore(path)
     assert store.order() == ["a"] and store.job("a").request.seed == 5
+    assert store.job("a").owner == "" and store.job("a").variations is None
     store.add_run("m", {})
     store.close()
     assert sqlite3.connect(path).execute("PRAGMA user_version").fetchone()[0] == len(MIGRATIONS)

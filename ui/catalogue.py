@@ -1,4 +1,4 @@
-"""Text for people, by key and language: `catalogue.yaml` holds every word that the page shows."""
+"""Text for people, by key and language: the files in `texts/` hold every word that the page shows."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 
 import yaml
 
+TEXTS = Path(__file__).with_name("texts")
 LANGUAGES = {"en": "English", "zh": "中文"}
 
 
@@ -25,5 +26,11 @@ class Catalogue:
 
 @lru_cache
 def entries() -> dict[str, dict[str, str]]:
-    """Every key with its text in every language."""
-    return yaml.safe_load(Path(__file__).with_name("catalogue.yaml").read_text(encoding="utf-8"))
+    """Every key with its text in every language, from all files. Raises ValueError for a key that stands in two."""
+    merged: dict[str, dict[str, str]] = {}
+    for path in sorted(TEXTS.glob("*.yaml")):
+        texts = yaml.safe_load(path.read_text(encoding="utf-8"))
+        if twice := merged.keys() & texts.keys():
+            raise ValueError(f"{path.name} repeats {', '.join(sorted(twice))}; a key stands in one file")
+        merged |= texts
+    return merged

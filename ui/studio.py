@@ -15,7 +15,7 @@ from ui.catalogue import Catalogue
 from ui.examples import FOLDER as EXAMPLES_FOLDER
 from ui.panels import Page
 from ui.rewriting import RewriteDesk
-from ui.theme import CSS, studio_theme
+from ui.theme import STYLES, studio_theme
 from ui.updates import Service
 
 MAX_UPLOAD = "64mb"
@@ -58,7 +58,7 @@ def launch_options(output_dir: Path) -> dict[str, Any]:
     database = output_dir.resolve() / DATABASE
     return {
         "theme": studio_theme(),
-        "css_paths": [CSS],
+        "css_paths": [*STYLES],
         "allowed_paths": [str(output_dir.resolve()), str(EXAMPLES_FOLDER)],
         # The queue stands among the clips and knows everybody's; the copies of files beside it are shown in the form.
         "blocked_paths": [f"{database}{ending}" for ending in ("", "-wal", "-shm", ".lock")],

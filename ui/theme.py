@@ -6,7 +6,7 @@ from pathlib import Path
 
 import gradio as gr
 
-CSS = Path(__file__).with_name("studio.css")
+STYLES = sorted(Path(__file__).with_name("styles").glob("*.css"))
 
 _ACCENT = gr.themes.Color(
     name="nava",

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from nava_core.conditioning.text import TokenCount
     from ui.rewriting import Rewriting
 
-# As many as studio.css has colours; the next span starts again with the first.
+# As many as styles/studio.css has colours; the next span starts again with the first.
 SPAN_COLOURS = 4
 
 

@@ -180,6 +180,8 @@ def snapshot(stored: StoredJob) -> Job:
         created=stored.created,
         ended=stored.ended,
         attempts=stored.attempts,
+        owner=stored.owner,
+        variations=stored.variations,
     )
 
 

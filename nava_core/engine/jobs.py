@@ -72,6 +72,8 @@ class Job:
     cancelling: somebody asked it to end, which takes a step at most.
     preview: the newest picture of the clip in the making, uint8 (height, width, 3). seconds: time spent running.
     created, ended: seconds since 1970; ended is None until it is. attempts: how often it was started.
+    owner: who submitted it, as they logged in; "" where nobody does. variations: what jobs that are variations of one
+    another share; None for a job by itself.
     interrupted: what ran it ended in the middle of it; `error` says so, and `retry` makes it again from its seed.
     """
 
@@ -91,6 +93,8 @@ class Job:
     created: float = 0.0
     ended: float | None = None
     attempts: int = 0
+    owner: str = ""
+    variations: str | None = None
 
     @property
     def finished(self) -> bool:
@@ -123,8 +127,11 @@ class Engine(Protocol):
         """How much of the text encoder's room the prompt takes; None while no tokenizer is loaded."""
         ...
 
-    def submit(self, request: GenerationRequest) -> str:
-        """Queue a request and return its job's id. Raises RequestError at once where the model's spec is known."""
+    def submit(self, request: GenerationRequest, owner: str = "", variations: str | None = None) -> str:
+        """Queue a request and return its job's id. Raises RequestError at once where the model's spec is known.
+
+        owner, variations: as in `Job`; the engine only remembers them.
+        """
         ...
 
     def job(self, job_id: str) -> Job:

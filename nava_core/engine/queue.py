@@ -126,12 +126,12 @@ class QueueEngine:
 
     # Changing
 
-    def submit(self, request: GenerationRequest) -> str:
+    def submit(self, request: GenerationRequest, owner: str = "", variations: str | None = None) -> str:
         self._refuse_if_over()
         packed = self._packed(request)
         with self._changing():
             self._forget_old()
-            return self._added(self._store.submit(secrets.token_hex(8), packed).id)
+            return self._added(self._store.submit(secrets.token_hex(8), packed, owner, variations).id)
 
     def duplicate(self, job_id: str) -> str:
         with self._changing():

@@ -57,6 +57,8 @@ class StoredJob:
     recipe: dict[str, Any] | None
     error: JobError | None
     seconds: float
+    owner: str
+    variations: str | None
 
 
 class JobStore:
@@ -114,19 +116,20 @@ class JobStore:
         """The request for `submit` or `edit`, its files copied. Raises RequestError."""
         return pack(request, self.vault)
 
-    def submit(self, job_id: str, packed: str) -> StoredJob:
+    def submit(self, job_id: str, packed: str, owner: str = "", variations: str | None = None) -> StoredJob:
         """Queue a new job at the end."""
+        columns = "id, state, place, request, created, owner, variations"
         with self._transaction() as database:
-            values = (job_id, "queued", self._end_place(database), packed, time.time())
-            database.execute("INSERT INTO jobs (id, state, place, request, created) VALUES (?, ?, ?, ?, ?)", values)
+            values = (job_id, "queued", self._end_place(database), packed, time.time(), owner, variations)
+            database.execute(f"INSERT INTO jobs ({columns}) VALUES (?, ?, ?, ?, ?, ?, ?)", values)
         return self.job(job_id)
 
     def duplicate(self, job_id: str, new_id: str) -> StoredJob:
         """Queue a job's request once more, as a new job. Raises UnknownJob."""
-        rows = self._rows("SELECT request FROM jobs WHERE id = ?", job_id)
+        rows = self._rows("SELECT request, owner FROM jobs WHERE id = ?", job_id)
         if not rows:
             raise UnknownJob(job_id)
-        return self.submit(new_id, rows[0]["request"])
+        return self.submit(new_id, rows[0]["request"], rows[0]["owner"])
 
     def edit(self, job_id: str, packed: str) -> StoredJob:
         """Replace the request of a job that waits or was interrupted; it keeps its place. Raises JobStateError."""
@@ -372,4 +375,6 @@ def _stored(row: sqlite3.Row) -> StoredJob:
         recipe=None if row["recipe"] is None else json.loads(row["recipe"]),
         error=None if row["error"] is None else JobError(**json.loads(row["error"])),
         seconds=row["seconds"],
+        owner=row["owner"],
+        variations=row["variations"],
     )
