@@ -239,6 +239,10 @@ def test_thinking_is_stripped(reply: str, opened: bool, caption: str) -> None:
         ("一个段落。\n\n说明：他说【台词1】", "一个段落。\n说明：他说【台词1】"),
         ("“一个段落。”", "一个段落。"),
         ("“甲”和“乙”", "“甲”和“乙”"),
+        ("```一个段落，他说：【台词1】。```", "一个段落，他说：【台词1】。"),
+        ("```text\n一个段落。\n```", "一个段落。"),
+        ("一、风格写实。\n（二）主体是猫。", "风格写实。\n主体是猫。"),
+        ("二、三个人走来。", "二、三个人走来。"),
         ("这是一间咖啡馆。\n女子坐下。", "这是一间咖啡馆。\n女子坐下。"),
     ],
 )
@@ -257,5 +261,8 @@ def test_what_is_wrong_with_a_caption() -> None:
     assert [fault.hard for fault in find_faults(good * 2, "café")] == [False]
     assert [fault.hard for fault in find_faults(good * 3, "café")] == [True]
     assert find_faults(good * 3, good * 3) == []  # a long prompt may stay long
+    listed = "画面风格：写实。主体：一只猫。环境与光线：午后的窗台。镜头：近景。" + good
+    assert [(fault.what, fault.hard) for fault in find_faults(listed, "a cat")] == [("headings", False)]
+    assert find_faults("镜头：近景，固定。" + good, "a cat") == []
     assert "leftovers" in find_faults(good + "保留占位符。", "café")[0].what
     assert find_faults(good + "墙上写着占位符。", "墙上写着占位符") == []

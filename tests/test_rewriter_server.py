@@ -137,7 +137,7 @@ def test_a_key_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> No
         assert make_rewriter("vllm", base_url=url).backend == "vllm"
 
 
-@pytest.mark.parametrize("url", ["", "127.0.0.1:8000", "ftp://host/v1", "http://", "http://a\nb"])
+@pytest.mark.parametrize("url", ["", "127.0.0.1:8000", "ftp://host/v1", "http://", "http://a\nb", "http://[::1", "http://a:b"])
 def test_an_address_that_is_none(url: str) -> None:
     with pytest.raises(ValueError, match="give one like http"):
         ServerModel(url or "no address")
