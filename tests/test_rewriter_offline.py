@@ -110,6 +110,10 @@ def test_nanos_world_is_understood(prompt: str, parts: list[str]) -> None:
     [
         "A dog runs on the beach",
         "Two red balls fall",
+        "three big red balls fall on the left",
+        "2个大红球从左边落下",
+        "a big red ball high on the left never falls",
+        "一个大红色的球悬在左边高处，没有落下",
         "a red ball and a blue cube",
         "a brown ball",
         "A man in a red box car drives to the left",
@@ -157,6 +161,25 @@ def test_camera_and_sound_are_added_only_where_the_prompt_has_none() -> None:
     assert "机位" in caption_of("He looks into the camera")
     assert "雨声" in caption_of("rain on a roof")
     assert "train" in caption_of("a train") and "雨声" not in caption_of("a train")
+
+
+@pytest.mark.parametrize(
+    ("prompt", "added", "absent"),
+    [
+        ("老人坐在火车上看书", "列车行驶的隆隆声", "柴火"),
+        ("浪漫的晚餐，写实风格", "与场景相符的环境声", "风声"),
+        ("She waves at the camera", "机位稳定", "海浪"),
+        ("A tourist holding a camera smiles", "机位稳定", "人声"),
+        ("女孩站在镜头前，雪中景色", "机位稳定", "人声"),
+        ("她轻声说：~~你好~~", "口型与话语同步", "没有人说话"),
+        ("旁白说：~~很久以前~~", "画外的声音", "口型"),
+        ("Two friends talk in a park", "人声自然", "没有人说话"),
+        ("老人在看小说", "没有人说话", "人声"),
+    ],
+)
+def test_sentences_fit_what_the_prompt_says(prompt: str, added: str, absent: str) -> None:
+    caption = caption_of(prompt)
+    assert added in caption and absent not in caption
 
 
 @pytest.mark.parametrize(
