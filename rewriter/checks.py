@@ -121,6 +121,12 @@ def length_bounds(prompt: str) -> tuple[int, int]:
     return (SHORTEST, LONGEST) if length < LONG_INPUT else (SHORTEST, max(LONGEST, round(1.25 * length)))
 
 
+def length_miss(description: str, prompt: str) -> int:
+    """By how many characters a caption's description misses the bounds; 0 within them."""
+    length, (fewest, most) = visible(description), length_bounds(prompt)
+    return max(0, fewest - length, length - most)
+
+
 def visible(text: str) -> int:
     """Characters of `text` that are not white space."""
     return sum(not letter.isspace() for letter in text)

@@ -300,6 +300,13 @@ def test_the_placeholder_occurs_nowhere_in_the_description(prompt: str, word: st
     assert lock(prompt).word == word
 
 
+def test_of_two_replies_the_better_length_is_used() -> None:
+    result = outcome_of("一间咖啡馆", SCENE * 3, SCENE[:20])
+    assert (result.caption, result.outcome, result.attempts) == (SCENE * 3, "retried", 2)
+    assert "characters, fewer than 180" in result.notes[0]
+    assert outcome_of("一间咖啡馆", SCENE[:20], SCENE * 5).caption == SCENE * 5
+
+
 def test_a_prompt_without_speech_gains_none() -> None:
     result = outcome_of("一间咖啡馆", SCENE * 4 + "他说：~~你好~~，【台词1】<S>再见<E>")
     assert spans(result.caption) == []
