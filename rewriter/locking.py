@@ -39,6 +39,8 @@ _LT, _GT = r"(?:[<＜]|&(?:amp;){0,4}(?:lt|LT|#60|#[xX]3[cC]);)", r"(?:[>＞]|&(
 _ANY_MARKS = re.compile(rf"(?:(?:~~+|{_LT}/?(?:[SEＳＥ]|extra_id_\d{{1,3}}){_GT})[ \t]*)+")
 _ENCODER_MARKS = re.compile(r"<(?:[SE]|extra_id_\d{1,3})>")
 _MARK_LETTERS = re.compile(r"[<>&＜＞＆]")
+# Without any of these no cleaning makes a mark; the last is how full-width letters begin when wrongly decoded.
+_MAY_MAKE_MARKS = re.compile(rf"{_MARK_LETTERS.pattern}|ï¼")
 _INVISIBLE = re.compile(r"[\x00-\x08\x0e-\x1b\x7f\ud800-\udfff\ufeff]")
 _WHITE = re.compile(r"\s+")
 _LINE_ENDS = frozenset("\n\v\f\r\x1c\x1d\x1e\x85\u2028\u2029")
@@ -195,8 +197,8 @@ def clean_gap(text: str) -> str:
     text = _INVISIBLE.sub("", text)
     text = _ANY_MARKS.sub(_closed_up, text)
     text = _WHITE.sub(lambda found: _closed_up(found) if not _LINE_ENDS.isdisjoint(found[0]) else found[0], text)
-    encoded = clean_text(text)
-    if _ENCODER_MARKS.search(encoded):  # entities have more spellings than a pattern, such as `&ltS&#062`
+    # Entities have more spellings than a pattern, such as `&ltS&#062`.
+    if _MAY_MAKE_MARKS.search(text) and _ENCODER_MARKS.search(encoded := clean_text(text)):
         return clean_gap(_MARK_LETTERS.sub(" ", encoded))
     return text
 

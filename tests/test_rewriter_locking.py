@@ -318,7 +318,9 @@ def test_marks_that_the_text_encoder_would_make_are_removed() -> None:
     assert clean_gap("<~~S>") == "< S>"
 
 
-@pytest.mark.parametrize("marks", ["&ltS&gt", "&#060;S&#062;", "&amplt;S&#38;gt;", "<\u206aS>", "<\x1fS>", "&＃60;S>"])
+@pytest.mark.parametrize(
+    "marks", ["&ltS&gt", "&#060;S&#062;", "&amplt;S&#38;gt;", "<\u206aS>", "<\x1fS>", "&＃60;S>", "ï¼œSï¼ž"]
+)
 def test_no_spelling_of_a_mark_reaches_the_text_encoder(marks: str) -> None:
     assert not re.search("<[SE]>", clean_text(clean_gap(f"她说{marks}走{marks.replace('S', 'E')}，~&lt~")))
     assert spans(clean_gap(f"~&lt;~ {marks}")) == []
