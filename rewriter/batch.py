@@ -95,6 +95,16 @@ def plan(source: Path, output: Path) -> Batch:
             f"--output {output} exists and was not made by this command ({batch.record.name} is missing beside it); "
             "name another file, or remove it"
         )
+    if (lost := _lost_file(batch)) is not None:
+        row, name = lost
+        logger.warning(
+            "%s names %s, which stands beside %s: from %s inference_nava.py will not find it. "
+            "Put --output beside the input, or run from there",
+            _line(batch, row),
+            name,
+            source.name,
+            output.parent,
+        )
     return replace(batch, rows=_with_captions(rows, batch.record))
 
 
@@ -174,6 +184,20 @@ async def _rewrite_all(
     if unwritable is not None:
         raise unwritable
     return gone[0] if gone else None
+
+
+def _lost_file(batch: Batch) -> tuple[Row, str] | None:
+    """The first row with a file that is found from the input's folder, and would not be from the output's."""
+    places = (batch.source.parent, batch.output.parent, Path.cwd())
+    for row in batch.rows:
+        voices = row.values.get("spk_wavs")
+        for name in (row.values.get("image_path"), *(voices if isinstance(voices, list) else ())):
+            if not isinstance(name, str) or name in EMPTY_SLOTS or "\0" in name:
+                continue
+            found = [os.path.isfile(place / name) for place in places]  # noqa: PTH113 (Path's raises for a long name)
+            if found == [True, False, False]:
+                return row, name
+    return None
 
 
 def _format(path: Path) -> Format:

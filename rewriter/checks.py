@@ -33,7 +33,18 @@ _POSTSCRIPT = re.compile(
     r"note\b|hope\b|this caption)",
     re.IGNORECASE,
 )
-_LINE_DECORATION = re.compile(r"^(?:#{1,6} +|>+ +|[-*•] +|\d{1,2}[.、] *)")
+# "二、三个人" is an amount, no item of a list.
+_LINE_DECORATION = re.compile(
+    r"^(?:#{1,6} +|>+ +|[-*•] +|\d{1,2}[.、] *|[（(]?[一二三四五六七八九十][、）)](?![一二三四五六七八九十]) *)"
+)
+_FENCE = re.compile(r"^```[a-z]*|```$")
+# The system prompt's elements, used as headings instead of being told.
+_HEADING = re.compile(
+    r"(?:^|(?<=[。；;\n*】 ]))【?(?:画面|整体|摄影|人物|主体|场景|环境|音效|声音|时间)?"
+    r"(?:风格|氛围|主体|人物|环境|场景|光线|动作|镜头|对白|台词|声音|音效|设计|描述)"
+    r"(?:[与和及](?:风格|整体氛围|氛围|光线|情绪|音效|音乐|设计))?(?:】|[:：])"
+)
+_MOST_HEADINGS = 2
 
 
 @dataclass(frozen=True)
@@ -65,8 +76,8 @@ def plain_paragraph(reply: str) -> tuple[str, bool]:
 
     A line with a placeholder (recognised by its brackets) is never left out.
     """
-    lines = [line.strip() for line in reply.strip().splitlines()]
-    kept = [line for line in lines if line and not line.startswith("```") and set(line) - set("-*_= ")]
+    lines = [_FENCE.sub("", line.strip()).strip() for line in reply.strip().splitlines()]
+    kept = [line for line in lines if line and set(line) - set("-*_= ")]
     while len(kept) > 1 and _PREAMBLE.match(kept[0]) and "【" not in kept[0]:
         kept.pop(0)
     remark = next((index for index, line in enumerate(kept) if index and _POSTSCRIPT.match(line)), len(kept))
@@ -93,6 +104,8 @@ def find_faults(description: str, prompt: str) -> list[Fault]:
         faults.append(
             Fault(f"leftovers of thinking ({leftover[0]})", "只输出段落本身，不要写思考过程或解释。", hard=True)
         )
+    if len(_HEADING.findall(description)) > _MOST_HEADINGS:
+        faults.append(Fault("headings", "写成连贯的一段话，不要“风格：”“镜头：”这样的小标题。", hard=False))
     length, bounds = visible(description), length_bounds(prompt)
     if length < bounds[0]:
         faults.append(Fault(f"{length} characters, fewer than {bounds[0]}", f"请写到{bounds[0]}字以上。", hard=False))
@@ -106,6 +119,12 @@ def length_bounds(prompt: str) -> tuple[int, int]:
     """Fewest and most characters of a caption's description for a prompt's."""
     length = visible(prompt)
     return (SHORTEST, LONGEST) if length < LONG_INPUT else (SHORTEST, max(LONGEST, round(1.25 * length)))
+
+
+def length_miss(description: str, prompt: str) -> int:
+    """By how many characters a caption's description misses the bounds; 0 within them."""
+    length, (fewest, most) = visible(description), length_bounds(prompt)
+    return max(0, fewest - length, length - most)
 
 
 def visible(text: str) -> int:

@@ -17,18 +17,30 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+from nava_core.conditioning.text import clean_text
 from nava_core.speech import CLOSING, MARK, SpeechPrompt, SpeechSpan, parse_speech
 
 PLACEHOLDER_WORDS = ("台词", "对白", "话音", "念白")
 # What language models make of a placeholder's word: translations and traditional characters.
 _OTHER_WORDS = "台詞|臺詞|台词|對白|对白|对话|セリフ|占位符|lines?|dialogue|dialog|speech|utterance|placeholder"
 _OPEN, _CLOSE = r"[【\[［〔〖〘(（<＜《〈「『{]", r"[】\]］〕〗〙)）>＞》〉」』}]"
-_NUMBER = r"(\d{1,6}|[一二三四五六七八九十]{1,3})"
-_NUMERALS = {numeral: value for value, numeral in enumerate("一二三四五六七八九十", start=1)}
+_NUMBER = r"(\d{1,6}|[一二三四五六七八九十]{1,3}|[①-⑩])"
+_NUMERALS = {
+    numeral: value for row in ("一二三四五六七八九十", "①②③④⑤⑥⑦⑧⑨⑩") for value, numeral in enumerate(row, start=1)
+}
+# White space, and letters that take no place: neither parts a placeholder for a reader.
+_GAP = r"\s\u00ad\u200b-\u200f\u2060\ufeff"
+# What stands between a placeholder's brackets and its word: that, or marks of speech and of Markdown.
+_PADDING = rf"[{_GAP}~*`]{{0,4}}"
+_BETWEEN = rf"[{_GAP}]{{0,3}}[:：#＃_\-]?[{_GAP}]{{0,3}}"
 
 _LT, _GT = r"(?:[<＜]|&(?:amp;){0,4}(?:lt|LT|#60|#[xX]3[cC]);)", r"(?:[>＞]|&(?:amp;){0,4}(?:gt|GT|#62|#[xX]3[eE]);)"
 # Speech marks, also those that the text encoder's cleaning would make of entities and full-width letters.
 _ANY_MARKS = re.compile(rf"(?:(?:~~+|{_LT}/?(?:[SEＳＥ]|extra_id_\d{{1,3}}){_GT})[ \t]*)+")
+_ENCODER_MARKS = re.compile(r"<(?:[SE]|extra_id_\d{1,3})>")
+_MARK_LETTERS = re.compile(r"[<>&＜＞＆]")
+# Without any of these no cleaning makes a mark; the last is how full-width letters begin when wrongly decoded.
+_MAY_MAKE_MARKS = re.compile(rf"{_MARK_LETTERS.pattern}|ï¼")
 _INVISIBLE = re.compile(r"[\x00-\x08\x0e-\x1b\x7f\ud800-\udfff\ufeff]")
 _WHITE = re.compile(r"\s+")
 _LINE_ENDS = frozenset("\n\v\f\r\x1c\x1d\x1e\x85\u2028\u2029")
@@ -148,8 +160,8 @@ def without_placeholders(locked: LockedPrompt, text: str) -> str:
     """`text` without anything that looks like a placeholder or a speech mark."""
     word = _spaced(locked.word)
     lead = r"(?:[，,]\s?)?[：:]?\s?[“\"「『]?"
-    number = rf"\s{{0,3}}[:：#＃_\-]?\s{{0,3}}{_NUMBER}\s{{0,3}}"
-    bracketed = rf"{_OPEN}{{1,2}}\s{{0,3}}(?:{word}[^\n。]{{0,20}}?|(?:{_OTHER_WORDS}){number}){_CLOSE}{{1,2}}"
+    number = rf"{_BETWEEN}{_NUMBER}{_PADDING}"
+    bracketed = rf"{_OPEN}{{1,2}}{_PADDING}(?:{word}[^\n。]{{0,20}}?|(?:{_OTHER_WORDS}){number}){_CLOSE}{{1,2}}"
     mention = re.compile(rf"{lead}(?:{bracketed}|{word}\s?\d{{1,6}})[”\"」』]?", re.IGNORECASE)
     return clean_gap(mention.sub("", text)).strip()
 
@@ -184,7 +196,11 @@ def clean_gap(text: str) -> str:
     """`text` without speech marks and control characters, its line ends closed up."""
     text = _INVISIBLE.sub("", text)
     text = _ANY_MARKS.sub(_closed_up, text)
-    return _WHITE.sub(lambda found: _closed_up(found) if not _LINE_ENDS.isdisjoint(found[0]) else found[0], text)
+    text = _WHITE.sub(lambda found: _closed_up(found) if not _LINE_ENDS.isdisjoint(found[0]) else found[0], text)
+    # Entities have more spellings than a pattern, such as `&ltS&#062`.
+    if _MAY_MAKE_MARKS.search(text) and _ENCODER_MARKS.search(encoded := clean_text(text)):
+        return clean_gap(_MARK_LETTERS.sub(" ", encoded))
+    return text
 
 
 class Preview:
@@ -248,19 +264,20 @@ def _folded(text: str) -> str:
 
 
 def _spaced(word: str) -> str:
-    return r"\s?".join(map(re.escape, word))
+    return f"[{_GAP}]?".join(map(re.escape, word))
 
 
 def _readings(locked: LockedPrompt) -> Iterator[re.Pattern[str]]:
     """Patterns of a placeholder, from strict to generous; each has its number in a group."""
     exact = rf"(?<!【)【{re.escape(locked.word)}([1-9][0-9]{{0,5}})】(?!】)"
-    word, between = _spaced(locked.word), r"\s{0,3}[:：#＃_\-]?\s{0,3}"
-    loose = rf"{_OPEN}{{1,2}}\s{{0,3}}{word}{between}{_NUMBER}\s{{0,3}}{_CLOSE}{{1,2}}"
-    bare = rf"{_OPEN}?{word}{between}(\d{{1,6}}){_CLOSE}?"
-    other = rf"{_OPEN}{{1,2}}\s{{0,3}}(?:{_OTHER_WORDS}){between}{_NUMBER}\s{{0,3}}{_CLOSE}{{1,2}}"
+    word, other_word = _spaced(locked.word), rf"(?:{_OTHER_WORDS}){_BETWEEN}{_NUMBER}"
+    loose = rf"{_OPEN}{{1,2}}{_PADDING}{word}{_BETWEEN}{_NUMBER}{_PADDING}{_CLOSE}{{1,2}}"
+    bare = rf"{_OPEN}?{word}{_BETWEEN}(\d{{1,6}}){_CLOSE}?"
+    other = rf"{_OPEN}{{1,2}}{_PADDING}{other_word}{_PADDING}{_CLOSE}{{1,2}}"
     yield re.compile(exact)
     yield re.compile(f"{exact}|{loose}", re.IGNORECASE)
-    if re.search(other, unicodedata.normalize("NFKC", locked.description), re.IGNORECASE) is None:
+    # A sign that reads "Line 1" may get brackets in a caption.
+    if re.search(other_word, unicodedata.normalize("NFKC", locked.description), re.IGNORECASE) is None:
         yield re.compile(f"{exact}|{loose}|{other}", re.IGNORECASE)
         yield re.compile(f"{exact}|{loose}|{other}|{bare}", re.IGNORECASE)
     else:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from rewriter.backends.base import Chunk
-from rewriter.checks import Fault, find_faults, plain_paragraph, strip_thinking
+from rewriter.checks import Fault, find_faults, length_miss, plain_paragraph, strip_thinking
 from rewriter.locking import LockedPrompt, Preview, Refused, Unlocked, compose, unlock, without_placeholders
 from rewriter.offline import compose_caption
 from rewriter.results import Outcome, RewriteEvent, RewriteResult
@@ -74,6 +74,7 @@ class History:
     problem: str = ""
     hints: list[str] = field(default_factory=list)
     _usable: tuple[Unlocked, tuple[str, ...], tuple[str, ...]] | None = None
+    _rank: tuple[int, int] = (0, 0)
     _description: str = ""
 
     def judge(self, reply: Reply) -> None:
@@ -90,15 +91,18 @@ class History:
             problem = "; ".join([*(fault.what for fault in hard), unlocked.reason] if text else ["empty"])
             self._reject(problem, [*(fault.hint for fault in hard), _placeholder_hint(self.locked, unlocked)])
             return
-        faults = self._check(" ".join(unlocked.gaps), reply.cut)
+        description = " ".join(unlocked.gaps)
+        faults = self._check(description, reply.cut)
         hard = [fault for fault in faults if fault.hard]
         self.problem = "; ".join(fault.what for fault in hard or faults)
         if hard:
             self._reject(self.problem, [fault.hint for fault in hard])
             return
         notes = tuple(fault.what for fault in faults)
-        self._usable = (unlocked, (*repairs, *unlocked.repairs), notes)
-        # A length alone is worth one more reply, not two.
+        rank = (len(faults), length_miss(description, self.locked.description))
+        if self._usable is None or rank <= self._rank:  # the second try may be the worse one
+            self._usable, self._rank = (unlocked, (*repairs, *unlocked.repairs), notes), rank
+        # A length, or headings, are worth one more reply, not two.
         self.settled = not faults or self.attempts > 1
         self.hints = [fault.hint for fault in faults]
 

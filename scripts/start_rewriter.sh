@@ -69,6 +69,23 @@ else
 fi
 [[ -z "${PARSER-qwen3}" ]] || arguments+=(--reasoning-parser "${PARSER-qwen3}")
 
+# A key (--api-key, VLLM_API_KEY) makes it answer 401: then it is there as well.
+answers() {
+  "$python" - "http://$host:$port/v1/models" <<'CHECK' 2>/dev/null
+import sys, urllib.error, urllib.request
+opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+try:
+    opener.open(sys.argv[1], timeout=2).close()
+except urllib.error.HTTPError as error:
+    sys.exit(error.code != 401)
+CHECK
+}
+
+if answers; then # it would be taken for ours, and called ready
+  echo "start_rewriter.sh: a server answers at http://$host:$port/v1 already; use that one, or set another PORT" >&2
+  exit 2
+fi
+
 # The module rather than `vllm serve`: it works in CPU builds too.
 CUDA_VISIBLE_DEVICES=${GPU:-0} "$python" -m vllm.entrypoints.openai.api_server "${arguments[@]}" "$@" &
 server=$!
@@ -86,14 +103,6 @@ stop() {
 }
 trap 'stop 0' INT TERM
 trap 'stop $?' EXIT
-
-answers() {
-  "$python" - "http://$host:$port/v1/models" <<'CHECK' 2>/dev/null
-import sys, urllib.request
-opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-opener.open(sys.argv[1], timeout=2).close()
-CHECK
-}
 
 SECONDS=0
 while true; do

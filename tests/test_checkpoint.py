@@ -495,7 +495,7 @@ def test_unknown_profiles_and_devices_are_refused():
 
 @pytest.mark.parametrize(("native", "dtype"), [(True, torch.bfloat16), (False, torch.float32)])
 def test_the_default_precision_is_one_that_the_device_computes_in(native, dtype, monkeypatch):
-    monkeypatch.setattr(checkpoint, "_cpu_computes_in_bfloat16", lambda: native)
+    monkeypatch.setattr(checkpoint, "cpu_computes_in_bfloat16", lambda: native)
     assert checkpoint._default_dtype(torch.device("cpu")) == dtype
     assert checkpoint._default_dtype(torch.device("cuda")) == torch.bfloat16
 

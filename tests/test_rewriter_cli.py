@@ -71,6 +71,18 @@ def test_a_jsonl_file_carries_everything_else_through(tmp_path: Path) -> None:
     assert all(line.unknown_keys in ((), ("nested", "take")) for line in lines if isinstance(line, BatchLine))
 
 
+def test_files_that_would_not_be_found_from_the_output_are_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    source = tmp_path / "prompts.jsonl"
+    (tmp_path / "anna.wav").touch()
+    source.write_text(json.dumps({"prompt": "She says ~~Hi~~", "spk_wavs": ["anna.wav"]}), encoding="utf-8")
+    assert rewrite(source, tmp_path / "captions.jsonl", "--backend", "offline") == 0
+    assert "will not find it" not in caplog.text
+    assert rewrite(source, tmp_path / "out" / "captions.jsonl", "--backend", "offline") == 0
+    assert "line 1 names anna.wav, which stands beside prompts.jsonl" in caplog.text
+
+
 def test_a_text_file_may_become_jsonl(tmp_path: Path) -> None:
     source, output = tmp_path / "prompts.txt", tmp_path / "captions.jsonl"
     source.write_text("a red ball\n\na dog\n")

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import random
+import re
 import time
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from nava_core.conditioning.text import clean_text
 from nava_core.speech import parse_speech
 from rewriter.backends.base import Chunk
 from rewriter.locking import Preview, Refused, Unlocked, clean_gap, join, lock, same_spans, unlock
@@ -257,6 +259,9 @@ def test_spans_come_back_letter_for_letter(prompt: str, caption: str) -> None:
         ("甲说：~~【台词1】~~，乙说：<S>【台词2】<E>", "甲说：~~a~~，乙说：~~b~~"),
         ("甲说：【台词1】，~~旁白~~乙说：【台词2】", "甲说：~~a~~，旁白乙说：~~b~~"),
         ("甲说：【台词1】\n\n乙说：【台词2】", "甲说：~~a~~乙说：~~b~~"),
+        ("甲说：【台\u200b词1】，乙说：【台词\u20602】", "甲说：~~a~~，乙说：~~b~~"),
+        ("甲说：【台词①】，乙说：【台词②】", "甲说：~~a~~，乙说：~~b~~"),
+        ("甲说：【~~台词1~~】，乙说：【**台词2**】", "甲说：~~a~~，乙说：~~b~~"),
     ],
 )
 def test_one_reading_is_repaired(reply: str, caption: str) -> None:
@@ -295,6 +300,13 @@ def test_the_placeholder_occurs_nowhere_in_the_description(prompt: str, word: st
     assert lock(prompt).word == word
 
 
+def test_of_two_replies_the_better_length_is_used() -> None:
+    result = outcome_of("一间咖啡馆", SCENE * 3, SCENE[:20])
+    assert (result.caption, result.outcome, result.attempts) == (SCENE * 3, "retried", 2)
+    assert "characters, fewer than 180" in result.notes[0]
+    assert outcome_of("一间咖啡馆", SCENE[:20], SCENE * 5).caption == SCENE * 5
+
+
 def test_a_prompt_without_speech_gains_none() -> None:
     result = outcome_of("一间咖啡馆", SCENE * 4 + "他说：~~你好~~，【台词1】<S>再见<E>")
     assert spans(result.caption) == []
@@ -304,6 +316,21 @@ def test_a_prompt_without_speech_gains_none() -> None:
 def test_marks_that_the_text_encoder_would_make_are_removed() -> None:
     assert clean_gap("他说&lt;S&gt;你好&amp;lt;E&amp;gt;再＜extra_id_2＞见</S>") == "他说你好再见"
     assert clean_gap("<~~S>") == "< S>"
+
+
+@pytest.mark.parametrize(
+    "marks", ["&ltS&gt", "&#060;S&#062;", "&amplt;S&#38;gt;", "<\u206aS>", "<\x1fS>", "&＃60;S>", "ï¼œSï¼ž"]
+)
+def test_no_spelling_of_a_mark_reaches_the_text_encoder(marks: str) -> None:
+    assert not re.search("<[SE]>", clean_text(clean_gap(f"她说{marks}走{marks.replace('S', 'E')}，~&lt~")))
+    assert spans(clean_gap(f"~&lt;~ {marks}")) == []
+
+
+def test_words_of_a_sign_are_no_placeholder() -> None:
+    caption = outcome_of(
+        "A metro sign reads Line 1. ~~Mind the gap~~", f"{SCENE * 4}指示牌《Line 1》，【台词1】"
+    ).caption
+    assert "《Line 1》，~~Mind the gap~~" in caption
 
 
 @pytest.mark.parametrize(

@@ -110,6 +110,10 @@ def test_nanos_world_is_understood(prompt: str, parts: list[str]) -> None:
     [
         "A dog runs on the beach",
         "Two red balls fall",
+        "three big red balls fall on the left",
+        "2个大红球从左边落下",
+        "a big red ball high on the left never falls",
+        "一个大红色的球悬在左边高处，没有落下",
         "a red ball and a blue cube",
         "a brown ball",
         "A man in a red box car drives to the left",
@@ -157,6 +161,25 @@ def test_camera_and_sound_are_added_only_where_the_prompt_has_none() -> None:
     assert "机位" in caption_of("He looks into the camera")
     assert "雨声" in caption_of("rain on a roof")
     assert "train" in caption_of("a train") and "雨声" not in caption_of("a train")
+
+
+@pytest.mark.parametrize(
+    ("prompt", "added", "absent"),
+    [
+        ("老人坐在火车上看书", "列车行驶的隆隆声", "柴火"),
+        ("浪漫的晚餐，写实风格", "与场景相符的环境声", "风声"),
+        ("She waves at the camera", "机位稳定", "海浪"),
+        ("A tourist holding a camera smiles", "机位稳定", "人声"),
+        ("女孩站在镜头前，雪中景色", "机位稳定", "人声"),
+        ("她轻声说：~~你好~~", "口型与话语同步", "没有人说话"),
+        ("旁白说：~~很久以前~~", "画外的声音", "口型"),
+        ("Two friends talk in a park", "人声自然", "没有人说话"),
+        ("老人在看小说", "没有人说话", "人声"),
+    ],
+)
+def test_sentences_fit_what_the_prompt_says(prompt: str, added: str, absent: str) -> None:
+    caption = caption_of(prompt)
+    assert added in caption and absent not in caption
 
 
 @pytest.mark.parametrize(
@@ -239,6 +262,10 @@ def test_thinking_is_stripped(reply: str, opened: bool, caption: str) -> None:
         ("一个段落。\n\n说明：他说【台词1】", "一个段落。\n说明：他说【台词1】"),
         ("“一个段落。”", "一个段落。"),
         ("“甲”和“乙”", "“甲”和“乙”"),
+        ("```一个段落，他说：【台词1】。```", "一个段落，他说：【台词1】。"),
+        ("```text\n一个段落。\n```", "一个段落。"),
+        ("一、风格写实。\n（二）主体是猫。", "风格写实。\n主体是猫。"),
+        ("二、三个人走来。", "二、三个人走来。"),
         ("这是一间咖啡馆。\n女子坐下。", "这是一间咖啡馆。\n女子坐下。"),
     ],
 )
@@ -257,5 +284,8 @@ def test_what_is_wrong_with_a_caption() -> None:
     assert [fault.hard for fault in find_faults(good * 2, "café")] == [False]
     assert [fault.hard for fault in find_faults(good * 3, "café")] == [True]
     assert find_faults(good * 3, good * 3) == []  # a long prompt may stay long
+    listed = "画面风格：写实。主体：一只猫。环境与光线：午后的窗台。镜头：近景。" + good
+    assert [(fault.what, fault.hard) for fault in find_faults(listed, "a cat")] == [("headings", False)]
+    assert find_faults("镜头：近景，固定。" + good, "a cat") == []
     assert "leftovers" in find_faults(good + "保留占位符。", "café")[0].what
     assert find_faults(good + "墙上写着占位符。", "墙上写着占位符") == []

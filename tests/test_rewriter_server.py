@@ -137,7 +137,9 @@ def test_a_key_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> No
         assert make_rewriter("vllm", base_url=url).backend == "vllm"
 
 
-@pytest.mark.parametrize("url", ["", "127.0.0.1:8000", "ftp://host/v1", "http://", "http://a\nb"])
+@pytest.mark.parametrize(
+    "url", ["", "127.0.0.1:8000", "ftp://host/v1", "http://", "http://a\nb", "http://[::1", "http://a:b"]
+)
 def test_an_address_that_is_none(url: str) -> None:
     with pytest.raises(ValueError, match="give one like http"):
         ServerModel(url or "no address")
@@ -343,6 +345,10 @@ def test_the_start_script_waits_until_ready_and_stops_cleanly(
         assert there in arguments
         assert absent not in arguments
         assert make_rewriter("vllm", base_url=f"http://127.0.0.1:{port}").rewrite_blocking(PROMPT).outcome == "as is"
+        second = subprocess.run(
+            [ROOT / "scripts" / "start_rewriter.sh"], env=environment, capture_output=True, text=True, timeout=60
+        )
+        assert second.returncode == 2 and "answers at" in second.stderr and "another PORT" in second.stderr
         process.send_signal(signal.SIGTERM)
         assert process.wait(60) == 0
         with pytest.raises(BackendUnavailable):

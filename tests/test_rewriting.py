@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import aclosing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,9 @@ from studio_server import TypingModel, offline_desk
 from nava_core.engine import EngineError, EngineStatus, Job, JobError, QueueEngine
 from nava_core.request import GenerationCancelled, GenerationRequest, RequestError
 from nava_core.speech import parse_speech
-from rewriter import BackendUnavailable, Rewriter, make_rewriter
+from rewriter import BackendUnavailable, RewriteCounts, RewriteError, Rewriter, make_rewriter
+from rewriter.backends.base import Chunk
+from rewriter.messages import Message
 from ui import captions, handlers, views
 from ui.catalogue import Catalogue
 from ui.panels import Page
@@ -107,6 +110,34 @@ def test_a_server_that_is_started_later_is_found() -> None:
     there[0] = Rewriter(TypingModel())
     assert ended(desk, desk.start(PROMPT)).label == "typing model", "rules are not settled for"
     desk.close()
+
+
+def test_how_prompts_went_is_counted_and_shown() -> None:
+    class Refusing(TypingModel):
+        async def reply(self, messages: list[Message], seed: int) -> AsyncGenerator[Chunk, None]:
+            if "too long" in messages[-1]["content"]:
+                raise RewriteError("the prompt is too long; shorten it")
+            async with aclosing(super().reply(messages, seed)) as chunks:
+                async for chunk in chunks:
+                    yield chunk
+
+    made: list[Rewriter] = []
+
+    def make() -> Rewriter:
+        made.append(Rewriter(Refusing()))
+        return made[-1]
+
+    desk = RewriteDesk(make)
+    assert ended(desk, desk.start(PROMPT)).state == "done"
+    assert ended(desk, desk.start("too long")).state == "failed"
+    done = ended(desk, desk.start(PROMPT))
+    assert done.counts == RewriteCounts(as_is=2, failed=1, attempts=2)
+    assert "since the start: 2. As written: 2, repaired: 0" in views.rewriting(TEXT, done)
+    assert len(made) == 1, "a refused prompt unloads no model"
+    desk.close()
+    rules = RewriteDesk(lambda: make_rewriter("offline"))
+    assert "since the start" not in views.rewriting(TEXT, ended(rules, rules.start(PROMPT)))
+    rules.close()
 
 
 def test_a_caption_is_handed_on_or_kept_with_the_reason(desk: RewriteDesk) -> None:

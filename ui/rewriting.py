@@ -15,7 +15,8 @@ from typing import Literal
 from nava_core.engine.jobs import EngineError, JobError
 from nava_core.engine.runner import Outcome, Progress, Runner, RunnerInfo, Task
 from nava_core.request import GenerationCancelled, RequestError
-from rewriter import RewriteError, RewriteEvent, Rewriter, RewriteResult
+from rewriter import BackendUnavailable, RewriteCounts, RewriteError, Rewriter, RewriteResult
+from rewriter.results import Tally
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +38,8 @@ class Rewriting:
     state: "waiting" is for a clip that needs the device; "submitting" hands the caption on. text: what has been written
     so far, unchecked; with `result` there is a caption that was. label: the backend in words. asked: replies so far
     that were not good enough. for_clip: a clip is to be made from the caption; job_id: its job. error: why it failed;
-    with a result, why that could not be handed on. replaced: another one took its place.
+    with a result, why that could not be handed on. counts: how the desk's prompts to a language model went, up to this
+    one; None where rules alone wrote. replaced: another one took its place.
     """
 
     id: str
@@ -50,6 +52,7 @@ class Rewriting:
     for_clip: bool = False
     job_id: str | None = None
     error: JobError | None = None
+    counts: RewriteCounts | None = None
     created: float = 0.0
     replaced: bool = False
 
@@ -76,6 +79,7 @@ class RewriteDesk:
     def __init__(self, make: Callable[[], Rewriter], keep: int = KEEP):
         self._make, self._keep = make, keep
         self._rewriter: Rewriter | None = None
+        self._tally = Tally()  # of all rewriters that were made
         self._making = asyncio.Lock()
         self._records: dict[str, _Record] = {}
         self._guard = threading.Lock()
@@ -197,15 +201,16 @@ class RewriteDesk:
         try:
             async with self._turn_of(rewriter, record):
                 self._publish(record, state="thinking", label=rewriter.label)
-                return await self._follow(record, rewriter.stream(record.now.prompt))
-        except RewriteError:
-            # The next prompt looks anew for what is there.
-            if self._rewriter is rewriter:
+                return await self._follow(record, rewriter)
+        except RewriteError as error:
+            self._tally.add_failure()
+            # The next prompt looks anew for what is there; a prompt that is refused unloads no model.
+            if isinstance(error, BackendUnavailable) and self._rewriter is rewriter:
                 self._rewriter = None
             raise
 
-    async def _follow(self, record: _Record, events: AsyncGenerator[RewriteEvent, None]) -> RewriteResult:
-        async with aclosing(events):
+    async def _follow(self, record: _Record, rewriter: Rewriter) -> RewriteResult:
+        async with aclosing(rewriter.stream(record.now.prompt)) as events:
             async for event in events:
                 if event.kind == "text":
                     record.parts.append(event.text)
@@ -214,6 +219,9 @@ class RewriteDesk:
                     record.parts.clear()
                     self._publish(record, state="thinking", asked=record.now.asked + 1)
                 elif event.result is not None:
+                    if rewriter.model is not None:
+                        self._tally.add(event.result)
+                        self._publish(record, counts=self._tally.counts)
                     self._publish(record, state="submitting", result=event.result, text=event.result.caption)
                     return event.result
         raise AssertionError("a stream ends with its result")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Mapping
+from dataclasses import asdict
 from html import escape
 from typing import TYPE_CHECKING, Any
 
@@ -94,10 +95,12 @@ def rewriting(text: Catalogue, now: Rewriting) -> str:
     if now.result is not None:
         outcome = text(f"outcome.{now.result.outcome.replace(' ', '_')}", replies=now.result.attempts)
         notes = "".join(f"<li>{escape(words)}</li>" for words in now.result.notes)
+        counts = now.counts
         return (
             f'<div class="nava-rewriting" data-state="done" data-outcome="{escape(now.result.outcome)}" role="status">'
             f"<span>{escape(text('caption.written', backend=now.label))}</span><b>{escape(outcome)}</b></div>"
             + (f'<ul class="nava-notes">{notes}</ul>' if notes else "")
+            + (quiet(text("caption.counts", **asdict(counts), total=counts.total)) if counts is not None else "")
         )
     if now.error is not None:
         words = now.error.message if now.error.kind != "internal" else text("error.internal", message=now.error.message)

@@ -248,7 +248,10 @@ class _Busy(Exception):
 
 
 def _base_url(url: str) -> str:
-    parsed = httpx.URL(url.strip().rstrip("/")) if url.isprintable() else None
+    try:
+        parsed = httpx.URL(url.strip().rstrip("/"))
+    except httpx.InvalidURL:
+        parsed = None
     if parsed is None or parsed.scheme not in ("http", "https") or not parsed.host:
         raise ValueError(f"the server's address is {url!r}; give one like {DEFAULT_URL}")
     return str(parsed if parsed.path not in ("", "/") else parsed.copy_with(path="/v1"))

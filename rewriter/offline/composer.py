@@ -39,7 +39,8 @@ class Reading:
     """What the lexicon found in a text.
 
     facts: fact -> its values in order. moment: the seconds at which the shape lands, if the text names one such time.
-    unknown: words that the lexicon does not know.
+    unknown: words that the lexicon does not know. beyond: whether the text counts things or denies something, so that a
+    caption of one falling thing would be untrue.
     """
 
     facts: dict[str, list[str]] = field(default_factory=dict)
@@ -47,6 +48,7 @@ class Reading:
     unknown: list[str] = field(default_factory=list)
     known_words: int = 0
     falls: bool = False
+    beyond: bool = False
 
     @property
     def unknown_share(self) -> float:
@@ -56,7 +58,7 @@ class Reading:
     @property
     def is_scene(self) -> bool:
         """Whether the text tells of one thing of nava-nano's world, and of little else."""
-        if any(len(values) > 1 for values in self.facts.values()):
+        if self.beyond or any(len(values) > 1 for values in self.facts.values()):
             return False
         named = "shape" in self.facts or ("colour" in self.facts and self.falls and not self.unknown)
         return named and self.unknown_share <= MOST_UNKNOWN
@@ -76,14 +78,18 @@ def understand(text: str) -> Reading:
     moment, rest, other_times = _moment(unicodedata.normalize("NFKC", text).casefold())
     words = pattern.findall(rest)
     tokens = [(word, *_meaning(meanings, word)) for word in words]
+    beyond = any(
+        kind == "beyond" and following not in _data("lexicon.json")["times"]  # "three times" counts no things
+        for (_, kind, _), following in zip(tokens, [*words, ""][1:], strict=True)
+    )
     tokens = [token for token in tokens if token[1] != "small word"]
-    reading = Reading(moment=moment, unknown=other_times, known_words=int(moment is not None))
+    reading = Reading(moment=moment, unknown=other_times, known_words=int(moment is not None), beyond=beyond)
     for index, (word, kind, value) in enumerate(tokens):
         if kind == "background":
             beside = [other for other, *_ in tokens[max(0, index - 1) : index + 2]]
             kind, value = _background_or_colour(word, value, beside)
         reading.falls = reading.falls or kind == "falling"
-        if kind == "unknown":
+        if kind in ("unknown", "beyond"):
             reading.unknown.append(word)
             continue
         reading.known_words += 1
@@ -182,7 +188,16 @@ def _as_sentence(text: str) -> str:
 def _sound_sentence(grammar: dict[str, Any], description: str, with_speech: bool) -> str:
     topics = [sound for words, sound in grammar["topics"].items() if re.search(words, description, re.IGNORECASE)]
     ambience = "、".join(topics[:2]) or grammar["ambience"]
-    sentence: str = grammar["with_speech" if with_speech else "without_speech"]
+
+    def names(what: str) -> bool:
+        return re.search(grammar[what], description, re.IGNORECASE) is not None
+
+    # People who talk without a line of their own are not said to be silent, nor do lips move for a narrator.
+    if with_speech:
+        kind = "with_narrator" if names("narrator") else "with_speech"
+    else:
+        kind = "with_talk" if names("talk") else "without_speech"
+    sentence: str = grammar[kind]
     return sentence.format(ambience=ambience)
 
 
@@ -199,6 +214,7 @@ def _matcher() -> tuple[re.Pattern[str], dict[str, tuple[str, str]]]:
             ("known", "thing"),
             ("known", "known"),
             ("small word", "small_words"),
+            ("beyond", "beyond"),
         )
     ]
     for kind, value, names in groups:
