@@ -14,7 +14,7 @@ from nava_core import passes
 from nava_core.models.transformer_nava import NavaTransformer3DModel
 from nava_core.pipeline import NavaPipeline
 from nava_core.request import GenerationCancelled, Guidance
-from nava_core.sampling import flow_sigmas, make_scheduler
+from nava_core.sampling import StreamSampler, flow_sigmas, make_scheduler
 
 WITH_SPEAKERS = {"timbre", "no_align_timbre", "i2av", "t2a", "t2v_timbre"}
 RUNS = ("t2av", "timbre", "no_align", "no_align_timbre", "i2av", "t2a", "t2a_plain", "t2v", "t2v_timbre")
@@ -126,3 +126,13 @@ def test_callback_sees_every_step_and_can_end_the_run() -> None:
             output_type="latent",
         )
     assert seen == [(0, 999), (1, 937)]
+
+
+@pytest.mark.parametrize("steps", [1, 209, 500])
+def test_any_number_of_steps_walks_the_whole_schedule(steps: int) -> None:
+    """From 209 steps on the integer timesteps repeat, so that none of them can say where a run stands."""
+    sampler = StreamSampler(make_scheduler(), torch.randn(4, 3), flow_sigmas(steps))
+    target = torch.full((4, 3), 0.5)
+    for index in range(steps):
+        sampler.step(index, (sampler.latents - target) / sampler.scheduler.sigmas[index])
+    assert (sampler.latents - target).abs().max() < 1e-4
