@@ -72,6 +72,16 @@ def test_forward_reproduces_the_golden_tensors(name: str, dtype: torch.dtype, li
 
 
 @torch.no_grad()
+def test_an_absent_stream_may_be_left_out() -> None:
+    settings, weights, io = golden("tiny")
+    model = NavaTransformer3DModel.from_official(weights, settings["config"])
+    timestep = torch.tensor([settings["timestep"]])
+    output = model(hidden_states=io["video"][None], timestep=timestep, encoder_hidden_states=io["text"][None])
+    assert output.audio_sample is None
+    assert relative_error(output.sample[0], io["out.video_only.video"]) < 1e-5
+
+
+@torch.no_grad()
 def test_one_batch_carries_joint_and_isolated_passes() -> None:
     settings, weights, io = golden("tiny")
     model = NavaTransformer3DModel.from_official(weights, settings["config"])
@@ -182,6 +192,7 @@ def test_bfloat16_is_no_worse_than_the_plain_arithmetic(monkeypatch: pytest.Monk
         ({"timestep": torch.zeros(2)}, r"batch sizes differ"),
         ({"isolate_modalities": [True, False]}, r"2 values for a batch of 1"),
         ({"hidden_states": None, "audio_hidden_states": None}, r"give at least one stream"),
+        ({"encoder_hidden_states": None}, r"every pass needs"),
     ],
 )
 def test_inputs_that_do_not_fit_are_refused(change: dict[str, Any], message: str) -> None:

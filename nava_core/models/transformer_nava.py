@@ -251,10 +251,10 @@ class NavaTransformer3DModel(ModelMixin, ConfigMixin, AttentionMixin, PeftAdapte
 
     def forward(
         self,
-        hidden_states: Tensor | None,
-        audio_hidden_states: Tensor | None,
-        timestep: Tensor,
-        encoder_hidden_states: Tensor | NavaTextContext,
+        hidden_states: Tensor | None = None,
+        audio_hidden_states: Tensor | None = None,
+        timestep: Tensor | None = None,
+        encoder_hidden_states: Tensor | NavaTextContext | None = None,
         speaker_embeds: Tensor | None = None,
         speaker_positions: Sequence[Sequence[int]] | None = None,
         isolate_modalities: bool | Sequence[bool] = False,
@@ -264,8 +264,8 @@ class NavaTransformer3DModel(ModelMixin, ConfigMixin, AttentionMixin, PeftAdapte
         """Predict the velocities of one pass.
 
         Args:
-            hidden_states: video latents (batch, channels, latent frames, height, width), or None for audio alone.
-            audio_hidden_states: audio latents (batch, tokens, channels), or None for video alone.
+            hidden_states: video latents (batch, channels, latent frames, height, width); left out for audio alone.
+            audio_hidden_states: audio latents (batch, tokens, channels); left out for video alone.
             timestep: diffusion times 0..1000, (batch,); one value of shape (1,) for all is the cheaper way.
             encoder_hidden_states: text states (batch, rows, text_dim), or the result of `encode_context`, which lets
                 many passes share one projection of the text.
@@ -274,8 +274,10 @@ class NavaTransformer3DModel(ModelMixin, ConfigMixin, AttentionMixin, PeftAdapte
             first_frame_is_clean: latent frame 0 is a given image, at diffusion time 0.
 
         Raises:
-            ValueError: no stream given, or a shape that does not fit the config.
+            ValueError: no stream, no timestep or no text given, or a shape that does not fit the config.
         """
+        if timestep is None or encoder_hidden_states is None:
+            raise ValueError("every pass needs a timestep and encoder_hidden_states")
         context = encoder_hidden_states
         if not isinstance(context, NavaTextContext):
             context = self.encode_context(context, speaker_embeds, speaker_positions)
