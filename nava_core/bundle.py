@@ -141,6 +141,12 @@ def read_settings(path: Path) -> dict[str, Any]:
         value = setting(values, name)
         if value is not None and value != required:
             raise ValueError(f"{path} asks for {name} = {value!r}; only {required!r} is supported.")
+    shift, audio_shift = setting(values, "model.shift"), setting(values, "model.shift_audio")
+    if None not in (shift, audio_shift) and shift != audio_shift:
+        raise ValueError(
+            f"{path} asks for model.shift_audio = {audio_shift!r} beside model.shift = {shift!r}; only one shift for "
+            "both streams is supported."
+        )
     return values
 
 

@@ -21,7 +21,6 @@ from nava_core.latents import LatentGeometry, draw_noise, pixel_frames, pixel_si
 from nava_core.passes import PassRunner, PromptEncodings
 from nava_core.request import GenerationRequest, Guidance, Modality, ModelSpec, RequestError, ResolvedRequest
 from nava_core.sampling import DEFAULT_SHIFT, StreamSampler, flow_sigmas, make_scheduler
-from nava_core.speech import bind_speakers, parse_speech
 
 StepCallback = Callable[["NavaPipeline", int, Tensor, dict[str, Any]], dict[str, Any] | None]
 OUTPUT_TYPES = ("pt", "np", "latent")
@@ -54,6 +53,28 @@ class GivenTensors:
     negative_prompt_embeds: Tensor | None = None
     speaker_positions: Sequence[int] | None = None
     generator: torch.Generator | None = None
+
+    def check(self, modality: Modality, channels: int, audio_channels: int, text_dim: int) -> None:
+        """Raises RequestError for a tensor of another form than the model's, or of a stream that the clip lacks."""
+        forms: dict[str, tuple[str, tuple[int | str, ...]]] = {  # name -> its stream, its shape
+            "latents": ("video", (channels, "frames", "height", "width")),
+            "image_latents": ("video", (channels, 1, "height", "width")),
+            "audio_latents": ("audio", ("tokens", audio_channels)),
+            "prompt_embeds": (modality, ("rows", text_dim)),
+            "negative_prompt_embeds": (modality, ("rows", text_dim)),
+        }
+        for name, (stream, form) in forms.items():
+            tensor = getattr(self, name)
+            if tensor is None:
+                continue
+            if modality not in (stream, "audio_video"):
+                raise RequestError(name, f"{name} were given, but a clip of modality {modality!r} has no {stream}")
+            shape = tuple(tensor.shape)
+            fits = len(shape) == len(form) and all(
+                size == expected or isinstance(expected, str) for size, expected in zip(shape, form, strict=True)
+            )
+            if not fits:
+                raise RequestError(name, f"{name} have the shape {shape}; give ({', '.join(map(str, form))})")
 
 
 class NavaPipeline(DiffusionPipeline):
@@ -154,7 +175,8 @@ class NavaPipeline(DiffusionPipeline):
             guidance: the five axes. seed, or a CPU `generator`: where the noise comes from.
             latents, audio_latents: the noise itself, (channels, frames, height, width) and (tokens, channels), which
                 then fix the sizes.
-            prompt_embeds, negative_prompt_embeds: (rows, text_dim) instead of text, with `speaker_positions` (rows).
+            prompt_embeds, negative_prompt_embeds: (rows, text_dim) instead of text, with `speaker_positions`: the row
+                of each speaker, which for a text are found in it.
             callback_on_step_end: called as `f(pipeline, step, timestep, tensors)` after each step; may raise
                 `GenerationCancelled`.
             output_type: "pt" tensors, "np" arrays, or "latent" for no decoding.
@@ -166,7 +188,7 @@ class NavaPipeline(DiffusionPipeline):
             prompt=prompt or "",
             negative_prompt=negative_prompt,
             image=image,
-            speakers=tuple(speakers or ()),
+            speakers=() if speakers is None else tuple(speakers),
             width=width,
             height=height,
             num_frames=num_frames,
@@ -216,43 +238,57 @@ class NavaPipeline(DiffusionPipeline):
     def resolve(self, request: GenerationRequest, given: GivenTensors | None = None) -> ResolvedRequest:
         """The request with every blank filled; tensors that the caller brings decide over numbers asked for."""
         given = given or GivenTensors()
+        config = self.transformer.config
+        given.check(request.modality, config.in_channels, config.audio_in_channels, config.text_dim)
         if given.latents is not None:
             _, frames, height, width = given.latents.shape
             width, height = pixel_size(width, height)
             request = replace(request, num_frames=pixel_frames(frames), seconds=None, width=width, height=height)
-        elif given.audio_latents is not None and request.modality == "audio":
+        elif given.audio_latents is not None and (
+            request.modality == "audio" or (request.num_frames is None and request.seconds is None)
+        ):
             request = replace(request, num_frames=None, seconds=token_seconds(given.audio_latents.shape[0]))
         if given.generator is not None:
-            request = replace(request, seed=given.generator.initial_seed())
+            seed = given.generator.initial_seed()
+            if request.seed not in (None, seed):
+                raise RequestError(
+                    "seed", f"seed is {request.seed}, but the generator's is {seed}; give one of the two"
+                )
+            request = replace(request, seed=seed)
         return request.resolve(self.spec, encoded=given.prompt_embeds is not None)
 
     def encode_prompts(self, request: ResolvedRequest, given: GivenTensors, plan: GuidancePlan) -> PromptEncodings:
         """Text states and speaker rows that the plan's passes ask for."""
-        positive, positions = given.prompt_embeds, tuple(given.speaker_positions or ())
+        positive, positions = given.prompt_embeds, given.speaker_positions
         if positive is None:
             conditioning = self._encode_text(request.prompt)
-            positive, positions = conditioning.embeds, conditioning.speaker_positions
+            positive = conditioning.embeds
+            positions = conditioning.speaker_positions if positions is None else positions
         negative = None
         if Pass.NEGATIVE in plan.passes:
             negative = given.negative_prompt_embeds
             negative = self._encode_text(request.negative_prompt).embeds if negative is None else negative
         speakers = None
         if request.has_references:
-            slots = request.speakers
-            if given.prompt_embeds is None:
-                slots = bind_speakers(parse_speech(request.prompt).spans, slots)
+            slots = _speaker_slots(request.speakers, len(positions or ()))
             speakers = embed_speakers(self.speaker_encoder, slots).to(self._execution_device)
         device = self._execution_device
         return PromptEncodings(
             positive=positive.to(device),
             negative=None if negative is None else negative.to(device),
             speakers=speakers,
-            speaker_positions=positions[: len(slots)] if speakers is not None else (),
+            speaker_positions=() if speakers is None else tuple(positions or ()),
         )
 
     def encode_first_frame(self, request: ResolvedRequest, given: GivenTensors) -> Tensor | None:
         """The given image as latents (channels, 1, height, width), float32; None without one."""
         if given.image_latents is not None:
+            width, height = pixel_size(given.image_latents.shape[-1], given.image_latents.shape[-2])
+            if (width, height) != (request.width, request.height):
+                raise RequestError(
+                    "image_latents",
+                    f"image_latents are of a picture of {width}x{height}, the clip is {request.width}x{request.height}",
+                )
             return given.image_latents.to(self._execution_device, torch.float32)
         if request.image is None:
             return None
@@ -330,6 +366,18 @@ class NavaPipeline(DiffusionPipeline):
                 name, f"this pipeline was built without its {name}, which this call needs; load a complete model"
             )
         return part
+
+
+def _speaker_slots(speakers: Sequence[Any], num_positions: int) -> tuple[Any, ...]:
+    """One entry for each speaker position; those beyond the last reference are empty."""
+    given = max(index for index, speaker in enumerate(speakers) if speaker is not None) + 1
+    if given > num_positions:
+        raise RequestError(
+            "speakers",
+            f"voice references for {given} speakers, but {num_positions} speaker positions; give speaker_positions, "
+            "a row of prompt_embeds for each speaker",
+        )
+    return (*speakers[:given], *[None] * (num_positions - given))
 
 
 def _latents(stream: StreamSampler | None) -> Tensor | None:

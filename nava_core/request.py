@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from nava_core.speech import bind_speakers, parse_speech
+from nava_core.speech import bind_speakers, open_slots, parse_speech
 
 Modality = Literal["audio_video", "audio", "video"]
 MAX_SEED = 2**63 - 1
@@ -100,6 +100,10 @@ class GenerationRequest:
     modality: Modality = "audio_video"
     original_prompt: str | None = None
 
+    def __post_init__(self) -> None:
+        # Whoever counts references must not take a form's blank field for one.
+        object.__setattr__(self, "speakers", open_slots(self.speakers))
+
     @property
     def has_references(self) -> bool:
         return any(speaker is not None for speaker in self.speakers)
@@ -151,9 +155,12 @@ class GenerationRequest:
         values = {key: value for key, value in recipe.items() if key in known}
         if "prompt" not in values:
             raise RequestError("recipe", "this recipe has no prompt; was it written by NAVA Studio?")
-        if isinstance(values.get("guidance"), dict):
-            values["guidance"] = Guidance(**values["guidance"])
-        values["speakers"] = tuple(values.get("speakers") or ())
+        try:
+            if isinstance(values.get("guidance"), dict):
+                values["guidance"] = Guidance(**values["guidance"])
+            values["speakers"] = tuple(values.get("speakers") or ())
+        except TypeError as error:
+            raise RequestError("recipe", f"this recipe cannot be read ({error}); was it edited?") from error
         return cls(**values)
 
 
@@ -213,8 +220,12 @@ def _check_parts(request: GenerationRequest, spec: ModelSpec) -> None:
 def _pixel_frames(request: GenerationRequest, spec: ModelSpec) -> int:
     """Pixel frames asked for, of the form temporal_multiple * n + 1."""
     step, fps = spec.temporal_multiple, request.fps if request.fps is not None else spec.fps
+    seconds = spec.seconds if request.seconds is None else request.seconds
     if isinstance(fps, bool) or not isinstance(fps, int | float) or not 1 <= fps <= 120:
         raise RequestError("fps", f"fps is {fps!r}; give a number from 1 to 120 (the model was trained at {spec.fps})")
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not math.isfinite(seconds) or seconds <= 0:
+        raise RequestError("seconds", f"seconds is {seconds!r}; give a length above 0 and up to {spec.max_seconds:g}")
+    from_seconds = round(seconds * fps / step) * step + 1
     if request.num_frames is not None:
         if isinstance(request.num_frames, bool) or not isinstance(request.num_frames, int) or request.num_frames < 1:
             raise RequestError("num_frames", f"num_frames is {request.num_frames!r}; give a whole number, 1 or more")
@@ -224,11 +235,14 @@ def _pixel_frames(request: GenerationRequest, spec: ModelSpec) -> int:
                 "num_frames",
                 f"num_frames is {request.num_frames}; it must be {step}n+1, for example {lower} or {lower + step}",
             )
+        if request.seconds is not None and request.num_frames != from_seconds:
+            raise RequestError(
+                "num_frames",
+                f"num_frames is {request.num_frames}, but {seconds:g} seconds at {fps} fps are {from_seconds} frames; "
+                "give one of the two",
+            )
         return request.num_frames
-    seconds = spec.seconds if request.seconds is None else request.seconds
-    if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not math.isfinite(seconds) or seconds <= 0:
-        raise RequestError("seconds", f"seconds is {seconds!r}; give a length above 0 and up to {spec.max_seconds:g}")
-    return round(seconds * fps / step) * step + 1
+    return from_seconds
 
 
 def _check_numbers(request: ResolvedRequest, spec: ModelSpec) -> None:

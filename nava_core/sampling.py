@@ -36,6 +36,8 @@ class StreamSampler:
         # The scheduler remembers past steps, so streams and concurrent runs must not share one.
         self.scheduler = copy.deepcopy(scheduler)
         self.scheduler.set_timesteps(sigmas=sigmas, device=latents.device)
+        # Else it looks its place up by the first timestep, which beyond 208 steps is not the only one of its value.
+        self.scheduler.set_begin_index(0)
         self.latents = latents.float()
         self.denoised: Tensor | None = None
 

@@ -86,13 +86,18 @@ def parse_speech(text: str) -> SpeechPrompt:
     return SpeechPrompt(text, tuple(spans))
 
 
+def open_slots(references: Sequence[Any]) -> tuple[Any, ...]:
+    """References in their places; a blank string is an empty slot, None."""
+    return tuple(None if isinstance(item, str) and not item.strip() else item for item in references)
+
+
 def bind_speakers(spans: Sequence[SpeechSpan], references: Sequence[Any]) -> tuple[Any, ...]:
     """One entry for each span: the i-th reference for the i-th span, None where there is none.
 
     A reference is whatever the caller uses (a path, samples, an embedding); None and "" are empty slots, which stay
     empty. Raises RequestError (a ValueError) when a reference has no span.
     """
-    slots = [None if isinstance(item, str) and not item.strip() else item for item in references]
+    slots = [*open_slots(references)]
     while slots and slots[-1] is None:
         slots.pop()
     if len(slots) > len(spans):

@@ -437,6 +437,7 @@ def test_a_missing_part_is_named_with_the_place_where_it_is_expected(file, copy)
     [
         ("scheduler_unipc: false", "scheduler_unipc = False"),
         ("data: {audio_tokens_per_sec: 50}", "data.audio_tokens_per_sec = 50"),
+        ("model: {shift: 5, shift_audio: 3}", "model.shift_audio = 3"),
         ("- 1", "list"),
         ("a: [", "not valid YAML"),
     ],

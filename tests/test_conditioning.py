@@ -269,6 +269,7 @@ def write(path: Path, samples: np.ndarray, rate: int = 16000) -> Path:
 def test_bad_references_say_what_to_do(tmp_path: Path) -> None:
     (tmp_path / "notes.wav").write_text("no sound at all")
     (tmp_path / "empty.wav").write_bytes(b"")
+    (tmp_path / "headless.raw").write_bytes(bytes(64_000))
     nan = voice(1.5)
     nan[5] = np.nan
     cases: list[tuple[Any, str]] = [
@@ -278,6 +279,7 @@ def test_bad_references_say_what_to_do(tmp_path: Path) -> None:
         (write(tmp_path / "offset.wav", voice(2) * 0 + 0.5), r"offset\.wav is silent"),
         (tmp_path / "notes.wav", r"notes\.wav cannot be read as sound.*convert it to WAV"),
         (tmp_path / "empty.wav", r"empty\.wav cannot be read as sound"),
+        (tmp_path / "headless.raw", r"headless\.raw cannot be read as sound"),
         (tmp_path / "absent.wav", r"absent\.wav does not exist"),
         (tmp_path, r"does not exist"),
         (write(tmp_path / "nan.wav", nan), r"nan\.wav holds numbers that are not finite"),

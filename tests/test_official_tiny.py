@@ -11,7 +11,7 @@ import torch
 from conftest import GOLDEN
 from safetensors.torch import load_file, save_file
 
-from nava_core import Guidance, NavaPipeline, load_pipeline
+from nava_core import Guidance, NavaPipeline, NavaTransformer3DModel, load_pipeline
 from nava_core.checkpoint import main
 from nava_core.decode import decode_audio, decode_mel, decode_video, encode_audio, encode_video
 from nava_core.pipeline import NavaPipelineOutput
@@ -149,6 +149,15 @@ def test_the_fp8_file_loads_and_runs_near_the_full_one(expected):
     latents = generate(other, expected).latents
     reference = expected["e2e.video_latents"]
     assert 1e-4 < (latents - reference).norm() / reference.norm() < 0.1
+
+
+@torch.no_grad()
+def test_an_fp8_backbone_alone_runs_in_one_precision():
+    config = json.loads((OFFICIAL / "configs/NAVA_tiny.json").read_text())
+    model = NavaTransformer3DModel.from_official(str(OFFICIAL / "NAVA_fp8.safetensors"), config)
+    assert {weight.dtype for weight in model.parameters()} == {torch.float32}
+    output = model(None, torch.randn(1, 6, 128), torch.tensor([500.0]), torch.randn(1, 5, 32))
+    assert torch.isfinite(output.audio_sample).all()
 
 
 def test_a_converted_folder_loads_to_bit_equal_outputs(tmp_path, pipeline, expected):

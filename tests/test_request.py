@@ -60,6 +60,7 @@ def test_blanks_are_filled_from_the_model_and_stay() -> None:
         ("width", {"width": 100}, "32"),
         ("height", {"height": 0}, "32"),
         ("num_frames", {"num_frames": 6}, "5 or 9"),
+        ("num_frames", {"num_frames": 49, "seconds": 5.0}, "5 seconds at 24 fps are 121 frames"),
         ("seconds", {"seconds": 11}, "10"),
         ("seconds", {"seconds": float("nan")}, "nan"),
         ("fps", {"fps": 0}, "1 to 120"),
@@ -99,3 +100,16 @@ def test_a_recipe_keeps_what_was_written_before_it_was_rewritten() -> None:
     assert GenerationRequest.from_recipe(request.to_recipe()).resolve(SPEC) == request
     with pytest.raises(RequestError, match="original_prompt is 5"):
         GenerationRequest("雨", original_prompt=5).resolve(SPEC)  # type: ignore[arg-type]
+
+
+def test_a_blank_reference_is_none_at_all() -> None:
+    request = GenerationRequest(prompt="~~hi~~", speakers=["", " "])
+    assert not request.has_references
+    request.resolve(ModelSpec("small", accepts_speakers=False))
+    assert GenerationRequest(prompt="~~a~~ ~~b~~", speakers=("", "b.wav")).speakers == (None, "b.wav")
+
+
+@pytest.mark.parametrize("broken", [{"guidance": {"loudness": 3}}, {"speakers": 5}])
+def test_a_recipe_that_cannot_be_read_says_so(broken: dict[str, Any]) -> None:
+    with pytest.raises(RequestError, match="this recipe cannot be read"):
+        GenerationRequest.from_recipe({"prompt": "雨"} | broken)

@@ -116,7 +116,7 @@ def _read_file(path: Path) -> tuple[np.ndarray, int]:
         with soundfile.SoundFile(path) as file:
             samples = file.read(math.ceil(MAX_SECONDS * file.samplerate), dtype="float32", always_2d=True)
             return samples, file.samplerate
-    except (soundfile.LibsndfileError, OSError) as error:
+    except (soundfile.LibsndfileError, OSError, TypeError) as error:  # TypeError: samples without a header (.raw)
         raise RequestError(
             "speakers", f"{path.name} cannot be read as sound ({error}); convert it to WAV, FLAC, OGG or MP3"
         ) from error

@@ -23,8 +23,8 @@ _RENAMED = {  # official name -> name in NavaTransformer3DModel's config
     "audio_out_dim": "audio_out_channels",
     "temporal_rope_scaling_factor": "audio_rope_scale",
 }
-_ONLY_ONE_WAY = {"qk_norm": True, "cross_attn_norm": True, "window_size": [-1, -1]}
-_HANDLED = {"dim", "patch_size", "num_layers", "model_type", "no_split_norm_ffn", "add_spk_emb"}
+_ONLY_ONE_WAY = {"qk_norm": True, "cross_attn_norm": True, "window_size": [-1, -1], "model_type": "ti2v"}
+_HANDLED = {"dim", "patch_size", "num_layers", "no_split_norm_ffn", "add_spk_emb"}
 SPEAKER_DIM = 192
 _LAYER_DEFAULTS = {"num_layers": 10, "num_single_layers": 20, "num_final_layers": 0}
 
@@ -50,7 +50,7 @@ def transformer_config(official: Mapping[str, Any], tensors: LazyTensors) -> dic
             raise ValueError(f"the backbone's config says dim={dim}, which {heads} heads do not divide")
         settings["attention_head_dim"] = dim // heads
     _check_layer_count(official, settings)
-    split = "double_blocks.0.ffn_audio.0.weight" in tensors
+    split = any(".ffn_audio." in name for name in tensors)
     settings["split_ffn"] = not official["no_split_norm_ffn"] if "no_split_norm_ffn" in official else split
     speakers = official.get("add_spk_emb", "speaker_embedding.null_token" in tensors)
     settings["speaker_dim"] = SPEAKER_DIM if speakers else None

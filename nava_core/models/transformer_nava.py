@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any
 
 import torch
@@ -250,10 +251,10 @@ class NavaTransformer3DModel(ModelMixin, ConfigMixin, AttentionMixin, PeftAdapte
 
     def forward(
         self,
-        hidden_states: Tensor | None,
-        audio_hidden_states: Tensor | None,
-        timestep: Tensor,
-        encoder_hidden_states: Tensor | NavaTextContext,
+        hidden_states: Tensor | None = None,
+        audio_hidden_states: Tensor | None = None,
+        timestep: Tensor | None = None,
+        encoder_hidden_states: Tensor | NavaTextContext | None = None,
         speaker_embeds: Tensor | None = None,
         speaker_positions: Sequence[Sequence[int]] | None = None,
         isolate_modalities: bool | Sequence[bool] = False,
@@ -263,8 +264,8 @@ class NavaTransformer3DModel(ModelMixin, ConfigMixin, AttentionMixin, PeftAdapte
         """Predict the velocities of one pass.
 
         Args:
-            hidden_states: video latents (batch, channels, latent frames, height, width), or None for audio alone.
-            audio_hidden_states: audio latents (batch, tokens, channels), or None for video alone.
+            hidden_states: video latents (batch, channels, latent frames, height, width); left out for audio alone.
+            audio_hidden_states: audio latents (batch, tokens, channels); left out for video alone.
             timestep: diffusion times 0..1000, (batch,); one value of shape (1,) for all is the cheaper way.
             encoder_hidden_states: text states (batch, rows, text_dim), or the result of `encode_context`, which lets
                 many passes share one projection of the text.
@@ -273,8 +274,10 @@ class NavaTransformer3DModel(ModelMixin, ConfigMixin, AttentionMixin, PeftAdapte
             first_frame_is_clean: latent frame 0 is a given image, at diffusion time 0.
 
         Raises:
-            ValueError: no stream given, or a shape that does not fit the config.
+            ValueError: no stream, no timestep or no text given, or a shape that does not fit the config.
         """
+        if timestep is None or encoder_hidden_states is None:
+            raise ValueError("every pass needs a timestep and encoder_hidden_states")
         context = encoder_hidden_states
         if not isinstance(context, NavaTextContext):
             context = self.encode_context(context, speaker_embeds, speaker_positions)
@@ -329,7 +332,13 @@ class NavaTransformer3DModel(ModelMixin, ConfigMixin, AttentionMixin, PeftAdapte
             speaker_embeds: (batch, speakers, speaker_dim). A silent one (zeros) becomes the null token.
             speaker_positions: for each sample the text row that each of its speakers replaces; may be shorter.
         """
-        rows, text_len = encoder_hidden_states.shape[1], self.config.text_len
+        text_dim, text_len = self.config.text_dim, self.config.text_len
+        if encoder_hidden_states.ndim != 3 or encoder_hidden_states.shape[2] != text_dim:
+            raise ValueError(
+                f"encoder_hidden_states has the shape {tuple(encoder_hidden_states.shape)}; expected (batch, rows, "
+                f"{text_dim})"
+            )
+        rows = encoder_hidden_states.shape[1]
         if rows > text_len:
             raise ValueError(f"{rows} text rows given, the model reads {text_len}; cut the prompt when tokenising it")
         padded = torch.nn.functional.pad(encoder_hidden_states.to(self.dtype), (0, 0, 0, text_len - rows))
@@ -356,11 +365,14 @@ class NavaTransformer3DModel(ModelMixin, ConfigMixin, AttentionMixin, PeftAdapte
     ) -> NavaTransformer3DModel:
         """A model from official tensors (a file or a mapping; the prefix `backbone.` is optional) and their config.
 
-        dtype None keeps the weights' own. Raises ValueError that names each missing, surplus or misshapen tensor and
-        each config value that this code does not do.
+        dtype None keeps the weights' own; of several the widest, which rounds nothing. Raises ValueError that names
+        each missing, surplus or misshapen tensor and each config value that this code does not do.
         """
         tensors = backbone_tensors(weights)
         settings = transformer_config(config, tensors)
+        stored = {tensors.dtype_of(name) for name in tensors}
+        if dtype is None and len(stored) > 1:  # an fp8 file's products are float32 beside its bfloat16
+            dtype = reduce(torch.promote_types, stored)
         with empty_weights():
             model = cls(**settings)
         source = "the backbone" if isinstance(weights, Mapping) else str(weights)
@@ -372,11 +384,20 @@ class NavaTransformer3DModel(ModelMixin, ConfigMixin, AttentionMixin, PeftAdapte
     ) -> None:
         if video is None and audio is None:
             raise ValueError("both hidden_states and audio_hidden_states are None; give at least one stream")
-        _, patch_height, patch_width = self.config.patch_size
-        if video is not None and (video.ndim != 5 or video.shape[3] % patch_height or video.shape[4] % patch_width):
+        config, patch = self.config, self.config.patch_size
+        if video is not None and (
+            video.ndim != 5
+            or video.shape[1] != config.in_channels
+            or any(size % of_patch for size, of_patch in zip(video.shape[2:], patch, strict=True))
+        ):
             raise ValueError(
-                f"hidden_states has the shape {tuple(video.shape)}; expected (batch, channels, frames, height, width) "
-                f"with height and width divisible by {patch_height} and {patch_width}"
+                f"hidden_states has the shape {tuple(video.shape)}; expected (batch, {config.in_channels}, frames, "
+                f"height, width) with the last three divisible by {', '.join(map(str, patch))}"
+            )
+        if audio is not None and (audio.ndim != 3 or audio.shape[2] != config.audio_in_channels):
+            raise ValueError(
+                f"audio_hidden_states has the shape {tuple(audio.shape)}; expected (batch, tokens, "
+                f"{config.audio_in_channels})"
             )
         batches = {stream.shape[0] for stream in (video, audio) if stream is not None} | {context.states.shape[0]}
         if len(batches) > 1 or timestep.shape not in {(1,), (next(iter(batches)),)}:
