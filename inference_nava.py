@@ -161,6 +161,12 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
         action=argparse.BooleanOptionalAction,
         help="whether to guide towards the voice references at all",
     )
+    scales.add_argument(
+        "--align_3d_cfg",
+        choices=("auto", "on", "off"),
+        default="auto",
+        help="whether to guide picture and sound towards each other at all; auto (default): as the model says",
+    )
     return parser.parse_args(argv)
 
 
@@ -254,7 +260,8 @@ def make_guidance(args: argparse.Namespace, default: Guidance) -> Guidance:
         scales["timbre"] = 0.0
     elif args.timbre_cfg and not scales.get("timbre", default.timbre):
         scales["timbre"] = Guidance().timbre
-    return replace(default, **scales)
+    align = default.align if args.align_3d_cfg == "auto" else args.align_3d_cfg == "on"
+    return replace(default, align=align, **scales)
 
 
 def run_batch(

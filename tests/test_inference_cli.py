@@ -158,6 +158,9 @@ def test_guidance_flags_over_the_models_own() -> None:
     assert make(arguments("--no-timbre_cfg"), model).timbre == 0.0
     assert make(arguments("--timbre_cfg"), model).timbre == 3.0
     assert make(arguments("--timbre_cfg"), Guidance(timbre=0.0)).timbre == 3.0
+    assert not make(arguments("--align_3d_cfg", "off"), model).align
+    assert make(arguments("--align_3d_cfg", "on"), Guidance(align=False)).align
+    assert not make(arguments(), Guidance(align=False)).align
     assert make(arguments(), Guidance(timbre=0.0)).timbre == 0.0
 
 

@@ -23,6 +23,7 @@ from nava_core.ffmpeg import run as ffmpeg
 
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.timeout(1800),  # two minutes on two idle cores; it waits on processes that a busy machine starves
     pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the soak reads Linux's list of processes"),
 ]
 SHORT = 16
