@@ -64,6 +64,21 @@ def test_a_line_being_typed_keeps_its_voice(lines: list[str], data: Any) -> None
     assert carry_over(lines, voices_for(lines), new) == tuple(voices_for(lines))
 
 
+@pytest.mark.parametrize("place", [0, 4, 13, 24])
+@pytest.mark.parametrize("marks", [("~~", "~~"), ("<S>", "<E>")])
+def test_a_line_typed_letter_by_letter_anywhere_leaves_the_others_their_voices(
+    place: int, marks: tuple[str, str]
+) -> None:
+    prompt, typed = "She: ~~one~~ he: ~~two~~", f"{marks[0]}ab{marks[1]} "
+    stored = Assignments().settled(prompt).assign(0, "ann").assign(1, "ben")
+    for count in range(1, len(typed) + 1):
+        stored = stored.settled(prompt[:place] + typed[:count] + prompt[place:])
+    after = prompt[:place] + typed + prompt[place:]
+    shown = dict(zip(stored.follow(after).lines, stored.follow(after).voices, strict=True))
+    assert shown == {"ab": None, "one": "ann", "two": "ben"}
+    assert stored.settled("") == stored and stored.settled("~~") == stored
+
+
 def test_a_changed_line_is_known_by_its_words_when_another_comes_before_it() -> None:
     assert carry_over(["How are you today?"], ["ann"], ["Hi!", "How are you today, Ben?"]) == (None, "ann")
     assert carry_over(["a", "b"], ["ann", "ben"], ["c", "d", "e"]) == ("ann", "ben", None)

@@ -18,7 +18,11 @@ ALIKE, COMPARED = 0.6, 300
 
 @dataclass(frozen=True)
 class Assignments:
-    """The voices' ids by span, None for no voice, and the lines that they were given to."""
+    """The voices' ids by span, None for no voice, and the lines that they were given to.
+
+    A browser keeps those of the last prompt whose marks were all closed: while somebody types a new line into the
+    middle, its marks pair up with those of others, and every line is another one for a moment.
+    """
 
     lines: tuple[str, ...] = ()
     voices: tuple[str | None, ...] = ()
@@ -41,6 +45,11 @@ class Assignments:
         """The same voices for the lines of a changed prompt."""
         lines = tuple(span.text for span in parse_speech(prompt).spans)
         return self if lines == self.lines else Assignments(lines, carry_over(self.lines, self.voices, lines))
+
+    def settled(self, prompt: str) -> Assignments:
+        """What to keep of `follow`."""
+        spans = parse_speech(prompt).spans
+        return self.follow(prompt) if spans and all(span.closed for span in spans) else self
 
     def assign(self, index: int, voice_id: str | None) -> Assignments:
         """With another voice for one line; unchanged where there is no such line."""

@@ -40,6 +40,8 @@ CREATE TABLE IF NOT EXISTS voices (
     embedding BLOB, encoder TEXT NOT NULL DEFAULT '', deleted REAL
 )"""
 
+Rows = list[sqlite3.Row]
+
 
 @dataclass(frozen=True)
 class Voice:
@@ -248,7 +250,7 @@ class VoiceLibrary:
             encoder=row["encoder"],
         )
 
-    def _rows(self, statement: str, *values: Any) -> list[sqlite3.Row]:
+    def _rows(self, statement: str, *values: Any) -> Rows:
         with self._lock:
             return self._database().execute(statement, values).fetchall()
 
