@@ -158,7 +158,11 @@ def add(service: Service, panel: CastPanel, owner: str, recording: Any, name: st
     library = service.voices
     if library is None:
         return {panel.cards: gr.skip()}
-    missing = {"no_recording": recording is None, "no_name": not (name or "").strip(), "no_consent": consent is not True}
+    missing = {
+        "no_recording": recording is None,
+        "no_name": not (name or "").strip(),
+        "no_consent": consent is not True,
+    }
     for key, applies in missing.items():
         if applies:
             return {panel.new_message: note(service.text(f"cast.{key}"))}
