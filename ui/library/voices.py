@@ -303,10 +303,10 @@ def checked_name(name: str) -> str:
 
 
 def _limits(recording: Recording, start: float, end: float | None) -> tuple[float, float]:
-    end = min(start + LONGEST, recording.seconds) if end is None else end
-    for value in (start, end):
+    for value in (start, 0.0 if end is None else end):
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise RequestError("voice", f"the cut is {start!r} to {end!r}; give two numbers of seconds")
+    end = min(start + LONGEST, recording.seconds) if end is None else end
     if not 0 <= start < end <= recording.seconds + 0.05:
         raise RequestError(
             "voice",
