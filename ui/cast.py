@@ -13,7 +13,7 @@ from typing import Any
 import gradio as gr
 from gradio.context import Context
 
-from nava_core.engine.jobs import EngineError
+from nava_core.engine.jobs import Engine, EngineError
 from nava_core.request import RequestError
 from ui import cast_views, views
 from ui.catalogue import Catalogue
@@ -192,11 +192,16 @@ async def hear(service: Service, panel: CastPanel, owner: str) -> Updates:
         return {panel.cards: show_voices(service, panel, owner)[panel.cards]}
     fresh = [voice for voice in await asyncio.to_thread(library.list, owner) if voice.encoder != spec.name]
     for voice in fresh:
-        try:
-            embedding = await asyncio.to_thread(service.engine.speaker_embedding, voice.path)
-            library.set_embedding(owner, voice.id, embedding, spec.name, voice.path)
-        except (RequestError, EngineError) as error:
-            logger.warning("the voice %s was not heard: %s", voice.id, error)
+        await asyncio.to_thread(_hear_one, service.engine, library, voice, spec.name)
     if not fresh:
         return {panel.cards: gr.skip()}
     return {panel.cards: show_voices(service, panel, owner)[panel.cards], panel.changed: time.time()}
+
+
+def _hear_one(engine: Engine, library: VoiceLibrary, voice: Voice, model: str) -> None:
+    """In one piece, so that what was heard is kept also where the page that asked is closed meanwhile."""
+    try:
+        embedding = engine.speaker_embedding(voice.path)
+        library.set_embedding(voice.owner, voice.id, embedding, model, voice.path)
+    except (RequestError, EngineError) as error:
+        logger.warning("the voice %s was not heard: %s", voice.id, error)
