@@ -369,7 +369,15 @@ def voice_file(folder: Path) -> Path:
 
 def test_the_named_endpoints_are_these_with_the_pipelines_arguments(client: Client) -> None:
     endpoints = client.view_api(return_format="dict")["named_endpoints"]
-    assert set(endpoints) == {"/generate", "/submit", "/job", "/cancel", "/rewrite", "/rewrite_and_generate"}
+    assert set(endpoints) == {
+        "/generate",
+        "/submit",
+        "/job",
+        "/cancel",
+        "/rewrite",
+        "/rewrite_and_generate",
+        "/speaker_embedding",
+    }
     names = [parameter["parameter_name"] for parameter in endpoints["/generate"]["parameters"]]
     assert names == [parameter["parameter_name"] for parameter in endpoints["/rewrite_and_generate"]["parameters"]]
     assert [parameter["parameter_name"] for parameter in endpoints["/rewrite"]["parameters"]] == ["prompt"]
@@ -382,7 +390,7 @@ def test_the_named_endpoints_are_these_with_the_pipelines_arguments(client: Clie
 def test_the_same_endpoints_are_mcp_tools(url: str) -> None:
     tools = httpx.get(f"{url}gradio_api/mcp/schema").json()
     names = {tool["name"] for tool in tools}
-    endpoints = {"generate", "submit", "job", "cancel", "rewrite", "rewrite_and_generate"}
+    endpoints = {"generate", "submit", "job", "cancel", "rewrite", "rewrite_and_generate", "speaker_embedding"}
     assert {name.removeprefix("nava_studio_") for name in names} == endpoints
     (generate,) = [tool for tool in tools if tool["name"].removeprefix("nava_studio_") == "generate"]
     assert "Make a clip" in generate["description"] and generate["inputSchema"]["required"] == ["prompt"]
@@ -429,6 +437,16 @@ def test_a_file_of_the_server_cannot_be_named_as_an_upload(client: Client, url: 
             call = httpx.post(f"{url}gradio_api/call/submit", json={"data": [given.get(name) for name in names]})
             answer = httpx.get(f"{url}gradio_api/call/submit/{call.json()['event_id']}", timeout=60).text
             assert "event: error" in answer and "event: complete" not in answer
+
+
+def test_the_embedding_of_a_voice(client: Client, tmp_path: Path) -> None:
+    voice = tmp_path / "voice.wav"
+    soundfile.write(voice, np.sin(np.arange(24_000) / 13) * 0.3, 16_000)
+    numbers = client.predict(handle_file(voice), api_name="/speaker_embedding")
+    assert len(numbers) == 192 and all(isinstance(number, float) for number in numbers)
+    soundfile.write(voice, np.zeros(8_000), 16_000)
+    with pytest.raises(AppError, match=r"speakers: .*at least 1 s"):
+        client.predict(handle_file(voice), api_name="/speaker_embedding")
 
 
 def test_submit_job_and_cancel(client: Client, pipeline: Any, tmp_path: Path) -> None:

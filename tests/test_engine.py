@@ -14,9 +14,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 from studio_server import tiny_pipeline
 
+from nava_core.conditioning.speaker import embed_speakers
 from nava_core.engine import (
     EngineError,
     InProcessEngine,
@@ -27,6 +29,7 @@ from nava_core.engine import (
     QueueEngine,
     Task,
     UnknownJob,
+    hearing,
 )
 from nava_core.engine import preview as preview_module
 from nava_core.media import probe, read_audio, read_frames, read_recipe
@@ -271,6 +274,71 @@ def test_previews_are_rare_and_cheap(monkeypatch: pytest.MonkeyPatch, pipeline: 
     assert len(taken) >= 4
     assert 0.1 * len(taken) <= 0.05 * (now[0] - 100.0) + 0.1
     assert preview.picture(pipeline, None) is None
+
+
+def test_a_voice_is_heard_beside_a_running_clip(
+    engine: InProcessEngine, pipeline: Any, gate: threading.Event, tmp_path: Path
+) -> None:
+    voice = write_voice(tmp_path / "voice.wav")
+    job_id = engine.submit(GenerationRequest("一个圆球", num_inference_steps=2))
+    wait_for(lambda: engine.job(job_id).state == "running")
+    embedding = engine.speaker_embedding(voice)
+    assert engine.job(job_id).state == "running"
+    gate.set()
+    assert embedding.shape == (192,) and embedding.dtype == np.float32
+    assert np.array_equal(embedding, embed_speakers(pipeline.speaker_encoder, [voice])[0].numpy())
+    assert finished(engine, job_id).state == "done"
+
+
+def test_a_voice_that_cannot_be_heard(engine: InProcessEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "broken.wav").write_bytes(b"no sound at all")
+    with pytest.raises(RequestError, match=r"broken\.wav") as refused:
+        engine.speaker_embedding(tmp_path / "broken.wav")
+    assert refused.value.field == "speakers"
+    voice = write_voice(tmp_path / "voice.wav")
+    monkeypatch.setattr(hearing, "embed_speakers", lambda *_: (_ for _ in ()).throw(MemoryError()))
+    with pytest.raises(EngineError, match="not enough memory"):
+        engine.speaker_embedding(voice)
+    engine.close()
+    with pytest.raises(EngineError, match="closed"):
+        engine.speaker_embedding(voice)
+
+
+def test_a_model_without_a_speaker_encoder_says_so(tmp_path: Path) -> None:
+    deaf = tiny_pipeline()
+    deaf.speaker_encoder = None
+    engine = InProcessEngine(lambda: deaf, tmp_path)
+    with pytest.raises(EngineError, match="no speaker encoder"):
+        engine.speaker_embedding(write_voice(tmp_path / "voice.wav"))
+    engine.close()
+
+
+def test_a_freed_model_is_loaded_again_for_a_voice(pipeline: Any, tmp_path: Path) -> None:
+    loads: list[int] = []
+
+    def load() -> Any:
+        loads.append(1)
+        if len(loads) == 3:
+            raise ValueError("the disk is gone")
+        return pipeline
+
+    engine = QueueEngine(InProcessRunner(load), tmp_path, idle_minutes=0.001)
+    voice = write_voice(tmp_path / "voice.wav")
+    assert engine.speaker_embedding(voice).shape == (192,)
+    dispatcher = engine._dispatcher
+    wait_for(lambda: not dispatcher._loaded)
+    assert engine.speaker_embedding(voice).shape == (192,) and len(loads) == 2
+    wait_for(lambda: not dispatcher._loaded)
+    with pytest.raises(EngineError, match="the disk is gone"):
+        engine.speaker_embedding(voice)
+    engine.resume()
+    assert finished(engine, engine.submit(GenerationRequest("一个圆球", num_inference_steps=1))).state == "done"
+    engine.close()
+
+
+def write_voice(path: Path) -> Path:
+    soundfile.write(path, np.sin(np.arange(24_000) / 13) * 0.3, 16_000)
+    return path
 
 
 def test_counting_tokens_while_a_job_runs(engine: InProcessEngine) -> None:

@@ -19,9 +19,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 from conftest import GOLDEN
 
+from nava_core.conditioning.speaker import embed_speakers
 from nava_core.conditioning.text import count_tokens
 from nava_core.engine import EngineError, JobError, PipelineSource
 from nava_core.engine import rank as rank_module
@@ -180,6 +182,47 @@ def test_a_run_is_that_of_this_process(one: WorkerRunner, pipeline: Any, expecte
     assert outcome.recipe["seed"] == 5 and outcome.recipe["job"] == "job"
     assert np.array_equal(frames_of(outcome.path), expected)
     assert [path.name for path in tmp_path.iterdir()] == ["clip.mp4"]
+
+
+@pytest.mark.parametrize("ranks", ["one", "two"])
+def test_a_voice_is_heard_beside_a_run(
+    ranks: str, request: pytest.FixtureRequest, slow: None, pipeline: Any, tmp_path: Path
+) -> None:
+    runner: WorkerRunner = request.getfixturevalue(ranks)
+    voice, broken = tmp_path / "voice.wav", tmp_path / "broken.wav"
+    soundfile.write(voice, np.sin(np.arange(24_000) / 13) * 0.3, 16_000)
+    broken.write_bytes(b"no sound at all")
+    expected = embed_speakers(pipeline.speaker_encoder, [voice])[0].numpy()
+    heard: list[Any] = []
+
+    def ask() -> None:
+        heard.append(runner.speaker_embedding(voice))
+        with pytest.raises(RequestError, match=r"broken\.wav"):
+            runner.speaker_embedding(broken)
+        heard.append("refused")
+        cancelled.set()
+
+    def start_asking(step: int) -> None:
+        if step == 1:
+            asking.start()
+
+    cancelled, asking = threading.Event(), threading.Thread(target=ask)
+    with pytest.raises(GenerationCancelled):
+        make(runner, LONG, tmp_path / "clips", start_asking, cancelled)
+    asking.join()
+    assert np.allclose(heard[0], expected, atol=1e-5) and heard[1] == "refused"
+
+
+def test_who_asks_for_a_voice_is_told_when_the_worker_dies(one: WorkerRunner, tmp_path: Path) -> None:
+    one.start()
+    os.kill(one.pids[0], signal.SIGSTOP)  # so that it cannot answer first
+    pids = list(one.pids.values())
+    threading.Timer(0.3, os.kill, (pids[0], signal.SIGKILL)).start()
+    with pytest.raises(EngineError, match="has ended"):
+        one.speaker_embedding(tmp_path / "voice.wav")
+    wait_until_gone(pids)
+    with pytest.raises(EngineError, match="not loaded"):
+        one.speaker_embedding(tmp_path / "voice.wav")
 
 
 def test_a_cancelled_run_ends_within_a_step(one: WorkerRunner, slow: None, tmp_path: Path) -> None:

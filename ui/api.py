@@ -39,13 +39,14 @@ Result = TypeVar("Result")
 
 
 def add_endpoints(engine: Engine, desk: RewriteDesk) -> None:
-    """Add /generate, /submit, /job, /cancel, /rewrite and /rewrite_and_generate to the page that is being built."""
+    """Add /generate, /submit, /job, /cancel, /rewrite, /rewrite_and_generate and /speaker_embedding to the page."""
     # Real components, never shown: through them Gradio uploads, checks and serves the files.
     with gr.Column(visible=False):
         arguments = _arguments()
         clip, recipe = gr.File(label="clip"), gr.JSON(label="recipe")
         which, found = gr.Textbox(label="job_id"), gr.JSON(label="job")
         prompt, caption, account = gr.Textbox(label="prompt"), gr.Textbox(label="caption"), gr.JSON(label="rewriting")
+        reference, numbers = gr.File(label="reference"), gr.JSON(label="embedding")
         trigger = gr.Button()
 
     def add(function: Callable[..., Any], inputs: Any, outputs: Any) -> None:
@@ -68,6 +69,19 @@ def add_endpoints(engine: Engine, desk: RewriteDesk) -> None:
         """
         with errors_for_clients():
             return _account(await _wait_for_caption(desk, prompt))
+
+    async def speaker_embedding(reference: dict[str, Any]) -> list[float]:
+        """What the model hears in a recording of one person's voice, as 192 numbers: two recordings of one voice lie
+        close together (cosine). Works beside a running clip, whatever waits in the queue.
+
+        Args:
+            reference: a recording of 1 to 30 seconds: WAV, FLAC, OGG or MP3.
+        """
+        with errors_for_clients():
+            path = uploaded_path("speakers", reference)
+            if path is None:
+                raise RequestError("speakers", "there is no recording; upload one first (gradio_client: handle_file)")
+            return (await asyncio.to_thread(engine.speaker_embedding, path)).tolist()
 
     async def rewrite_and_generate(request: GenerationRequest) -> tuple[str, dict[str, Any] | None, str]:
         if engine.status.state == "ready":
@@ -93,6 +107,7 @@ def add_endpoints(engine: Engine, desk: RewriteDesk) -> None:
     both = "Rewrite a prompt and make a clip of the caption; returns the file, its recipe and the caption."
     add(_taking_a_request(engine, rewrite_and_generate, both), arguments, [clip, recipe, caption])
     add(rewrite, prompt, [caption, account])
+    add(speaker_embedding, reference, numbers)
     add(job, which, [found, clip])
     add(cancel, which, found)
 

@@ -10,7 +10,10 @@ import time
 from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import aclosing, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Literal
+
+import numpy as np
 
 from nava_core.engine.jobs import EngineError, JobError
 from nava_core.engine.runner import Outcome, Progress, Runner, RunnerInfo, Task
@@ -277,6 +280,9 @@ class ConsiderateRunner:
     def run(self, task: Task, report: Callable[[Progress], None], cancelled: threading.Event) -> Outcome:
         with self._desk.clip_being_made(cancelled):
             return self._runner.run(task, report, cancelled)
+
+    def speaker_embedding(self, reference: Path) -> np.ndarray:
+        return self._runner.speaker_embedding(reference)
 
     def unload(self) -> None:
         self._runner.unload()

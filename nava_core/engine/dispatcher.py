@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nava_core.engine.board import Board, Record
 from nava_core.engine.disk import disk_full, disk_full_words, has_room, is_disk_full
@@ -21,6 +21,9 @@ from nava_core.engine.runner import Outcome, Progress, RunFailed, Runner, Runner
 from nava_core.engine.store import JobStore, StoredJob
 from nava_core.media import read_recipe
 from nava_core.request import GenerationCancelled, GenerationRequest, RequestError, ResolvedRequest
+
+if TYPE_CHECKING:
+    import numpy as np
 
 logger = logging.getLogger(__name__)
 
@@ -59,7 +62,7 @@ class Dispatcher:
         self._runner, self._store, self._board, self._output_dir = runner, store, board, output_dir
         self._idle_seconds = None if idle_minutes is None else idle_minutes * 60
         self._changed = board.changed
-        self._loaded = False
+        self._loaded = self._wanted = False
         self._lost_in_a_row = 0
         self._learned: tuple[str, RunTimes] | None = None
         self._unsaved: list[Callable[[], object]] = []
@@ -105,6 +108,22 @@ class Dispatcher:
             self.write_unsaved()
         except DiskFullError as error:
             logger.error("the next start cannot know of the last changes: %s", error)
+
+    def speaker_embedding(self, reference: Path) -> np.ndarray:
+        """See `Engine`; a model whose memory was freed is loaded for it. Raises RequestError or EngineError."""
+        with self._changed:
+            if not self._loaded and not self.over:
+                self._wanted = True
+                self._changed.notify_all()
+                self._changed.wait_for(lambda: self._loaded or not self._wanted or self.over)
+            if self.over or not self._loaded or self.info is None:
+                raise EngineError(self.status.message or "the model is not loaded; try again in a moment")
+            if not self.info.spec.accepts_speakers:
+                raise EngineError(
+                    f"{self.info.spec.name} has no speaker encoder, so it cannot hear a voice; load a bundle that "
+                    "holds a ReDimNet release (<name>.pt)"
+                )
+        return self._runner.speaker_embedding(reference)
 
     def save(self, action: Callable[[], object]) -> None:
         """Write a change that has happened already; later, if the disk is full now."""
@@ -177,7 +196,7 @@ class Dispatcher:
             if self.over:
                 return
             if record is None:
-                self._unload()
+                self._load_or_unload()
                 continue
             self._end(record, self._make(record))
             if self._learned is not None:
@@ -204,10 +223,21 @@ class Dispatcher:
             self._loaded, self.info = True, info
             self.history = [RunTimes.from_json(times) for times in self._store.runs(info.spec.name)]
 
-    def _unload(self) -> None:
-        logger.info("nothing to do: the model's memory is freed until the next job")
-        self._loaded = False
-        self._runner.unload()
+    def _load_or_unload(self) -> None:
+        """There is no job: somebody wants the model for something else, or nobody has wanted it for long enough."""
+        if not self._wanted:
+            logger.info("nothing to do: the model's memory is freed until the next job")
+            self._loaded = False
+            self._runner.unload()
+            return
+        try:
+            self._load()
+        except EngineError as error:
+            self._halt(str(error))  # a job would fare no better
+        finally:
+            with self._changed:
+                self._wanted = False
+                self._board.touch()
 
     def _give_up(self, message: str) -> None:
         """The model cannot be had. Who is waiting here is told; jobs of earlier days stay in the queue."""
@@ -221,13 +251,14 @@ class Dispatcher:
             self._board.touch()
 
     def _next(self) -> Record | None:
-        """The next job, running; None when there was none for long enough, or when all is over."""
+        """The next job, running; None when there was none for long enough, or the model is wanted, or all is over."""
         with self._changed:
             while not self.over:
                 timeout = self._idle_seconds if self._loaded else None
-                if not self._changed.wait_for(lambda: self.over or self._may_start(), timeout):
+                if not self._changed.wait_for(lambda: self.over or self._wanted or self._may_start(), timeout):
                     return None
-                if self.over:
+                self._wanted = self._wanted and not self._loaded
+                if self.over or self._wanted:
                     return None
                 if not has_room(self._output_dir):
                     self._halt(disk_full_words(self._output_dir, "a clip"))

@@ -5,20 +5,26 @@ from __future__ import annotations
 import logging
 import os
 import queue
+import secrets
 import signal
 import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from nava_core.engine.jobs import JobError
 from nava_core.engine.source import PipelineSource
 from nava_core.engine.wire import (
     Alive,
     Dying,
+    Hear,
+    Heard,
     Hello,
     Line,
     Load,
@@ -40,6 +46,7 @@ LEAVING_SECONDS = 3.0
 LOST_SECONDS = 1.0
 # The launcher ends workers that never reached us; it gives them LAUNCHER_SECONDS first.
 LAUNCHER_SECONDS = 2
+OVER = JobError("what hears voices has ended; it is started again with the next clip, so try again then", kind="lost")
 
 
 @dataclass(frozen=True)
@@ -89,6 +96,8 @@ class WorkerGroup:
         self.is_over = False  # nothing more can be sent; `lost` follows when all processes are gone
         self._ending = threading.Event()
         self._end_reason = ""
+        self._asking = threading.Lock()
+        self._asked: dict[str, Future[np.ndarray | JobError]] = {}
         self._switchboard = Switchboard()
         self._launcher = subprocess.Popen(
             [sys.executable, "-m", "nava_core.engine.launch", *_launcher_arguments(ranks, module)],
@@ -110,6 +119,22 @@ class WorkerGroup:
                 line.send(message)
         except OSError:
             logger.debug("rank 0 is gone; %s was not sent", type(message).__name__)
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether all processes have loaded the model, and live."""
+        return not self.is_over and self._all_ready()
+
+    def ask(self, reference: Path) -> np.ndarray | JobError:
+        """Rank 0's answer on the voice of a recording, beside whatever it works on. From any thread."""
+        question: Future[np.ndarray | JobError] = Future()
+        with self._asking:
+            if self.is_over:
+                return OVER
+            question_id = secrets.token_hex(8)
+            self._asked[question_id] = question
+        self.send(Hear(question_id, reference))
+        return question.result()
 
     def receive(self, seconds: float | None = None) -> Any:
         """The next of rank 0's messages, at the end the `Lost`; None where none came for so long."""
@@ -139,7 +164,10 @@ class WorkerGroup:
         except BaseException as failure:
             logger.exception("watching the workers failed")
             reason = f"watching the workers failed ({type(failure).__name__}: {failure})"
-        self.is_over = True
+        with self._asking:
+            self.is_over = True
+            for question in self._asked.values():
+                question.set_result(OVER)
         self._shut_down(asked=self._ending.is_set())
         self.lost = Lost(reason, error, crashed)
         self.messages.put(self.lost)
@@ -198,6 +226,9 @@ class WorkerGroup:
             case Hello(rank, pid):
                 member.rank = rank
                 self.pids[rank] = pid
+            case Heard(question_id, answer):
+                with self._asking:
+                    self._asked.pop(question_id).set_result(answer)
             case Dying():
                 member.last_words = message
             case Ready(spec):

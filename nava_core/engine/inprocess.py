@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from nava_core.engine.disk import disk_full, is_disk_full
 from nava_core.engine.failures import explain, release_memory
+from nava_core.engine.hearing import hear
 from nava_core.engine.jobs import EngineError
 from nava_core.engine.preview import Preview
 from nava_core.engine.queue import QueueEngine
@@ -20,6 +21,8 @@ from nava_core.engine.runner import Outcome, Progress, RunFailed, RunnerInfo, Ta
 from nava_core.request import GenerationCancelled, RequestError
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from nava_core.conditioning.text import TokenCount
     from nava_core.pipeline import NavaPipeline
 
@@ -50,6 +53,7 @@ class InProcessRunner:
         self._previews = previews
         self._pipeline: NavaPipeline | None = None
         self._closed = threading.Event()
+        self._hearing = threading.Lock()
 
     def start(self) -> RunnerInfo:
         try:
@@ -109,6 +113,13 @@ class InProcessRunner:
         finally:
             cancelled.set()
             thread.join()
+
+    def speaker_embedding(self, reference: Path) -> np.ndarray:
+        pipeline = self._pipeline
+        if pipeline is None:
+            raise EngineError("the model is not loaded; try again in a moment")
+        with self._hearing:
+            return hear(pipeline, reference)
 
     def unload(self) -> None:
         self._pipeline = None

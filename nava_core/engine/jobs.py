@@ -127,6 +127,13 @@ class Engine(Protocol):
         """How much of the text encoder's room the prompt takes; None while no tokenizer is loaded."""
         ...
 
+    def speaker_embedding(self, reference: str | Path) -> np.ndarray:
+        """What the model hears in a voice's recording, float32 (192,); waits for the model, not for the queue.
+
+        Raises RequestError ("speakers") for a recording that is no good, EngineError where no voice can be heard.
+        """
+        ...
+
     def submit(self, request: GenerationRequest, owner: str = "", variations: str | None = None) -> str:
         """Queue a request and return its job's id. Raises RequestError at once where the model's spec is known.
 

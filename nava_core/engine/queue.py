@@ -22,6 +22,8 @@ from nava_core.media import workshop_pattern
 from nava_core.request import GenerationRequest, ModelSpec, RequestError
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from nava_core.conditioning.text import TokenCount
 
 logger = logging.getLogger(__name__)
@@ -101,6 +103,9 @@ class QueueEngine:
     def count_tokens(self, prompt: str) -> TokenCount | None:
         info = self._dispatcher.info
         return None if info is None else info.count_tokens(prompt)
+
+    def speaker_embedding(self, reference: str | Path) -> np.ndarray:
+        return self._dispatcher.speaker_embedding(Path(reference).absolute())
 
     # Watching
 

@@ -65,7 +65,10 @@ class RunnerLost(RuntimeError):
 
 
 class Runner(Protocol):
-    """Loads a model and makes one clip at a time. All but `close` are called from the engine's own thread."""
+    """Loads a model and makes one clip at a time.
+
+    All but `close` and `speaker_embedding` are called from the engine's own thread.
+    """
 
     def start(self) -> RunnerInfo:
         """Load the model. Raises EngineError. May be called again after `unload` or RunnerLost."""
@@ -73,6 +76,13 @@ class Runner(Protocol):
 
     def run(self, task: Task, report: Callable[[Progress], None], cancelled: threading.Event) -> Outcome:
         """Make one clip. Raises RequestError, GenerationCancelled, RunFailed or RunnerLost."""
+        ...
+
+    def speaker_embedding(self, reference: Path) -> np.ndarray:
+        """The embedding of a voice's recording, float32 (192,), from any thread and beside a run.
+
+        Raises RequestError, or EngineError where the model is not loaded or has no speaker encoder.
+        """
         ...
 
     def unload(self) -> None:

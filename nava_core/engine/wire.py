@@ -14,7 +14,10 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
+from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from nava_core.engine.jobs import JobError
 from nava_core.engine.runner import Outcome, Progress, Task
@@ -47,6 +50,14 @@ class Cancel:
     """App to rank 0: end this job at its next step."""
 
     job_id: str
+
+
+@dataclass(frozen=True)
+class Hear:
+    """App to rank 0: the speaker embedding of this recording, please."""
+
+    id: str
+    reference: Path
 
 
 @dataclass(frozen=True)
@@ -84,6 +95,14 @@ class Finished:
 
     job_id: str
     result: Outcome | JobError | None
+
+
+@dataclass(frozen=True)
+class Heard:
+    """Rank 0: the answer to `Hear`."""
+
+    id: str
+    answer: np.ndarray | JobError
 
 
 @dataclass(frozen=True)

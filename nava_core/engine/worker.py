@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 
 from nava_core.engine.pulse import Patience, Pulse
 from nava_core.engine.source import PipelineSource
-from nava_core.engine.wire import Cancel, Dying, GroupBroken, Hello, Line, Load, Ready, Run, Unsurvivable, dial
+from nava_core.engine.wire import Cancel, Dying, GroupBroken, Hear, Hello, Line, Load, Ready, Run, Unsurvivable, dial
 
 if TYPE_CHECKING:
     from nava_core.engine.runner import Task
@@ -75,6 +75,7 @@ class Inbox:
         self.ended = threading.Event()
         self._line = line
         self._tasks: queue.SimpleQueue[Task] = queue.SimpleQueue()
+        self._questions: queue.SimpleQueue[Hear] = queue.SimpleQueue()
         self._cancelled: set[str] = set()
         threading.Thread(target=self._listen, name="nava-inbox", daemon=True).start()
 
@@ -84,6 +85,10 @@ class Inbox:
             return self._tasks.get(timeout=seconds)
         except queue.Empty:
             return None
+
+    def question(self) -> Hear:
+        """The next question about a voice; waits for it."""
+        return self._questions.get()
 
     def is_cancelled(self, job_id: str) -> bool:
         return job_id in self._cancelled
@@ -97,6 +102,8 @@ class Inbox:
                 message = self._line.receive()
                 if isinstance(message, Run):
                     self._tasks.put(message.task)
+                elif isinstance(message, Hear):
+                    self._questions.put(message)
                 elif isinstance(message, Cancel):
                     self._cancelled.add(message.job_id)
         except (EOFError, OSError):
@@ -107,6 +114,7 @@ class Inbox:
 
 
 def _serve(load: Callable[[PipelineSource], NavaPipeline], line: Line, inbox: Inbox, pulse: Pulse) -> None:
+    from nava_core.engine.hearing import answer_questions
     from nava_core.engine.rank import Rank, join_group
 
     source = _placed(inbox.source)
@@ -116,6 +124,7 @@ def _serve(load: Callable[[PipelineSource], NavaPipeline], line: Line, inbox: In
     logger.info("%s loaded in %.1f s", pipeline.spec.name, time.monotonic() - started)
     control = join_group()
     rank = Rank(pipeline, control, line, inbox, pulse)
+    answer_questions(pipeline, line, inbox)
     gc.freeze()  # the model stays as long as the process; collecting after each run need not look at it
     line.send(rank.introduction() if rank.leads else Ready())
     rank.serve()

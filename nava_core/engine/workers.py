@@ -8,7 +8,8 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from nava_core.engine.counting import TokenCounter
 from nava_core.engine.group import Lost, WorkerGroup
@@ -18,6 +19,9 @@ from nava_core.engine.source import PipelineSource
 from nava_core.engine.wire import Cancel, Finished, Ready, Reported, Run
 from nava_core.media import workshop_pattern
 from nava_core.request import GenerationCancelled, RequestError
+
+if TYPE_CHECKING:
+    import numpy as np
 
 logger = logging.getLogger(__name__)
 
@@ -122,6 +126,15 @@ class WorkerRunner:
         if isinstance(result, Outcome):
             return result
         raise GenerationCancelled if result is None else _as_exception(result)
+
+    def speaker_embedding(self, reference: Path) -> np.ndarray:
+        group = self._group
+        if group is None or not group.is_ready:
+            raise EngineError("the model is not loaded; try again in a moment")
+        answer = group.ask(reference)
+        if isinstance(answer, JobError):
+            raise RequestError(answer.field, answer.message) if answer.field else EngineError(answer.message)
+        return answer
 
     def unload(self) -> None:
         if self._group is not None:

@@ -1,0 +1,140 @@
+"""The cast and the script in a real browser, on a page that holds nothing else."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+import numpy as np
+import pytest
+import soundfile
+from studio_server import offline_desk, tiny_pipeline
+from test_browser import CHROMIUM, PHONE, browser, context  # noqa: F401  (fixtures)
+
+from nava_core.engine import InProcessEngine
+from ui import launch_options
+from ui.cast import build_cast, connect_cast
+from ui.catalogue import Catalogue
+from ui.library.voices import VoiceLibrary
+from ui.script import build_script, connect_script
+from ui.updates import Service
+
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium on the PATH")
+CARD = ".nava-voice-card"
+LINES = "[...document.querySelectorAll('.nava-lines select')].map(each => each.selectedOptions[0].text)"
+UNNAMED = """() => [...document.querySelectorAll('#cast :is(button, input, summary), #script :is(select, summary)')]
+    .filter(e => e.checkVisibility() && !(e.ariaLabel || e.title || e.innerText?.trim()
+        || [...(e.labels || [])].some(label => label.innerText.trim())))
+    .map(e => e.outerHTML.slice(0, 200))"""
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory: pytest.TempPathFactory) -> VoiceLibrary:
+    return VoiceLibrary(tmp_path_factory.mktemp("voices"))
+
+
+@pytest.fixture(scope="module")
+def url(library: VoiceLibrary, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    outputs = tmp_path_factory.mktemp("outputs")
+    with closing(InProcessEngine(tiny_pipeline, outputs)) as engine, closing(offline_desk()) as desk:
+        service = Service(engine, desk, Catalogue("en"), library)
+        with gr.Blocks() as demo:
+            prompt = gr.Textbox(label="Prompt", elem_id="prompt")
+            seconds = gr.Slider(1, 10, 5, label="Seconds")
+            cast, script = build_cast(service.text), build_script(service.text)
+            connect_cast(service, cast)
+            connect_script(service, script, prompt, seconds, cast)
+        _, address, _ = demo.launch(prevent_thread_lock=True, quiet=True, **launch_options(outputs))
+        yield address
+        demo.close()
+
+
+@pytest.fixture
+def page(context: Any, url: str) -> Iterator[Any]:  # noqa: F811
+    page = context.new_page()
+    errors: list[str] = []
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.goto(url)
+    yield page
+    assert not errors
+
+
+def write_voice(path: Path) -> Path:
+    clock = np.arange(64_000) / 16_000
+    soundfile.write(path, 0.2 * np.sin(1000 * clock) * (clock % 0.7 < 0.5), 16_000)
+    return path
+
+
+def test_a_voice_from_its_recording_to_its_line(page: Any, library: VoiceLibrary, tmp_path: Path) -> None:
+    page.wait_for_selector("#cast .nava-empty")
+    page.click("#cast-new > button")
+    page.set_input_files("#cast-recording input[type=file]", write_voice(tmp_path / "voice.wav"))
+    page.wait_for_selector("#cast-recording input[type=file]", state="detached")
+    page.fill("#cast-name :is(input, textarea)", "Ann <i>")
+    page.click("#cast-add")
+    page.wait_for_selector('#cast-new-message [data-kind="error"]:has-text("consent")')
+    page.check("#cast-consent input")
+    page.click("#cast-add")
+    page.wait_for_selector(CARD)
+    assert page.input_value(f"{CARD} input[data-action=rename]") == "Ann <i>"
+    deadline = time.monotonic() + 120
+    while library.list("")[0].encoder != "nava-nano":
+        assert time.monotonic() < deadline, "the voice was not heard"
+        time.sleep(0.05)
+
+    page.fill("#prompt :is(input, textarea)", "~~Hello~~ he: ~~Hi~~")
+    page.wait_for_selector(".nava-lines li >> nth=1")
+    page.select_option(".nava-lines select >> nth=1", label="Ann <i>")
+    page.wait_for_selector('.nava-lines li[data-colour="1"] >> nth=1')
+    page.fill("#prompt :is(input, textarea)", "~~First~~ ~~Hello~~ he: ~~Hi~~")
+    page.wait_for_function(f"{LINES}.join() === 'No reference voice,No reference voice,Ann <i>'")
+    page.reload()
+    page.wait_for_selector(CARD)
+    page.fill("#prompt :is(input, textarea)", "~~Hi~~")
+    page.wait_for_function(f"{LINES}.join() === 'Ann <i>'")
+
+    page.click(f"{CARD} summary")
+    page.click(f"{CARD} [data-action=recolour] >> nth=6")
+    page.wait_for_selector('.nava-lines li[data-colour="7"]')
+    assert page.evaluate(f"document.querySelector('{CARD} details').open")
+    page.fill(f"{CARD} input[data-action=rename]", "Anna")
+    page.keyboard.press("Enter")
+    page.wait_for_function(f"{LINES}.join() === 'Anna'")
+    page.click(f"{CARD} .nava-play")
+    page.wait_for_function("document.querySelector('#cast-player audio')?.duration > 3.9")
+    page.click(f"{CARD} [data-action=delete]")
+    page.wait_for_function(f"{LINES}.join() === 'Deleted voice'")
+    page.click("[data-action=undelete]")
+    page.wait_for_function(f"{LINES}.join() === 'Anna'")
+    assert [(voice.name, voice.colour) for voice in library.list("")] == [("Anna", 7)]
+
+
+def test_a_cut_is_made_by_keyboard_and_all_fits_a_phone(page: Any, library: VoiceLibrary, tmp_path: Path) -> None:
+    voice = library.add("", write_voice(tmp_path / "voice.wav"), "L" * 60, consent=True)
+    page.set_viewport_size(PHONE)
+    page.reload()
+    card = f'{CARD}[data-voice="{voice.id}"]'
+    page.wait_for_selector(card)
+    page.focus(f"{card} summary")
+    page.keyboard.press("Enter")
+    page.focus(f"{card} [data-edge=start]")
+    page.keyboard.press("End")  # not past the end of the cut
+    page.keyboard.press("Home")
+    for _ in range(10):
+        page.keyboard.press("ArrowRight")
+    page.wait_for_selector(f"{card} rect.nava-unused")
+    page.focus(f"{card} [data-action=trim]")
+    page.keyboard.press("Enter")
+    page.wait_for_selector(f"{card}:has-text('3.5 s')")
+    assert library.get("", voice.id).start == 0.5
+    page.fill("#prompt :is(input, textarea)", "~~" + "x" * 200 + "~~ ~~" + "长" * 200 + "~~")
+    page.wait_for_selector(".nava-lines li >> nth=1")
+    page.click(".nava-receives summary")
+    page.click("#cast-new > button")
+    page.wait_for_selector("#cast-add")
+    assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
+    assert page.evaluate(UNNAMED) == []

@@ -1,0 +1,1 @@
+"""What a person keeps: voices, on disk, until they are deleted. Knows neither gradio nor torch."""

@@ -1,0 +1,4 @@
+element.addEventListener('change', (event) => {
+    const {action, line} = event.target.dataset;
+    if (action === 'assign') trigger('select', {action, line: Number(line), voice: event.target.value || null});
+});
