@@ -11,6 +11,7 @@ from nava_core.engine.jobs import Engine, Job, JobError
 from nava_core.request import ModelSpec
 from ui import views
 from ui.catalogue import Catalogue
+from ui.library.gallery import Gallery
 from ui.panels import Page
 from ui.rewriting import RewriteDesk
 
@@ -37,11 +38,15 @@ FIELD_LABELS = {
 
 @dataclass(frozen=True)
 class Service:
-    """What handlers work with: the engine that runs requests, the desk that rewrites prompts, and the page's words."""
+    """What handlers work with: the engine that runs requests, the desk that rewrites prompts, and the page's words.
+
+    gallery: the finished clips; None where the page has none.
+    """
 
     engine: Engine
     desk: RewriteDesk
     text: Catalogue
+    gallery: Gallery | None = None
 
     @property
     def spec(self) -> ModelSpec | None:

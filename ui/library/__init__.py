@@ -1,0 +1,1 @@
+"""What the studio keeps for people beside the queue: no gradio, no torch."""
