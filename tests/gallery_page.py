@@ -30,7 +30,11 @@ def make_clip(folder: Path, name: str, prompt: str, colour: tuple[int, int, int]
     about = {name: fields.pop(name) for name in ("owner", "variations", "created") if name in fields}
     job_id = fields.pop("job", f"{abs(hash((name, prompt))) % 16**16:016x}")
     request = GenerationRequest(
-        prompt, seed=fields.pop("seed", 7), modality="audio" if sound else "audio_video", width=size[0], height=size[1],
+        prompt,
+        seed=fields.pop("seed", 7),
+        modality="audio" if sound else "audio_video",
+        width=size[0],
+        height=size[1],
         **fields,
     ).resolve(SPEC)
     recipe = json.loads(json.dumps(request.to_recipe() | {"model": "nava-nano", "job": job_id}))

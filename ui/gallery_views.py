@@ -79,15 +79,14 @@ def download_link(path: Path, name: str) -> str:
     return f'<a href="{address}" download="{name}" tabindex="-1" aria-hidden="true"></a>'
 
 
-def found_recipe(text: Catalogue, name: str, recipe: dict[str, Any]) -> str:
+def found_recipe(text: Catalogue, recipe: dict[str, Any]) -> str:
     """What a dropped file holds."""
     words = " ".join(str(recipe.get("original_prompt") or recipe.get("prompt")).split())
     facts = [text("gallery.seed", seed=recipe.get("seed"))] if recipe.get("seed") is not None else []
     facts += [str(recipe["model"])] if recipe.get("model") else []
     shown = words if len(words) <= FIRST_LETTERS else f"{words[:FIRST_LETTERS].rstrip()}…"
     return (
-        f'<div class="nava-found" role="status"><b>{escape(name)}</b><p>{escape(shown)}</p>'
-        f"<small>{escape(' · '.join(facts))}</small></div>"
+        f'<div class="nava-found" role="status"><p>{escape(shown)}</p><small>{escape(" · ".join(facts))}</small></div>'
     )
 
 
@@ -127,12 +126,13 @@ def _card(
         )
     return (
         f'<li class="nava-clip" {" ".join(marks)}>{_frame(text, clip, words, badge, shown)}'
-        f'<div class="nava-clip-text"><p title="{escape(clip.original_prompt or clip.prompt)}">{escape(words)}</p>'
+        '<div class="nava-clip-foot"><div class="nava-clip-text">'
+        f'<p title="{escape(clip.original_prompt or clip.prompt)}">{escape(words)}</p>'
         f"<small>{escape(_facts(text, clip))}</small></div>"
         f'<div class="nava-clip-tools">{_star(text, clip, words, shown)}'
         f'<details class="nava-clip-menu"><summary aria-label="{escape(text("gallery.menu", words=words))}" '
         f'aria-haspopup="menu" title="{escape(text("gallery.more"))}">{_icon("more", filled=True)}</summary>'
-        f'<div role="menu">{menu}</div></details></div></li>'
+        f'<div role="menu">{menu}</div></details></div></div></li>'
     )
 
 

@@ -85,7 +85,7 @@ def read_dropped(service: Service, drop: RecipeDrop, owner: str, payload: Any) -
         return updates | {drop.notice: note(str(error), "error")}
     if service.gallery is not None:
         recipe = service.gallery.own_recipe(owner, recipe)
-    found = gallery_views.found_recipe(service.text, name, recipe)
+    found = gallery_views.found_recipe(service.text, recipe)
     return updates | {
         drop.found: gr.update(value=found, visible=True),
         drop.choices: gr.update(visible=True),

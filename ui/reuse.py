@@ -124,7 +124,7 @@ class _Reading:
         """The form asks in seconds at the model's own frames per second."""
         frames, fps = self.recipe.get("num_frames"), self.recipe.get("fps")
         seconds = self.recipe.get("seconds")
-        if _is_number(frames) and _is_number(fps) and 0 < fps < frames < MOST_FRAMES:
+        if _is_number(frames) and _is_number(fps) and fps > 0 and 1 <= frames <= MOST_FRAMES:
             seconds = (frames - 1) / fps  # the first frame stands at second 0
             if fps != self.spec.fps:
                 self._say("fps", self.text("gallery.reuse_fps", fps=_shown(fps), own=self.spec.fps))
