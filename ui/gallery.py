@@ -8,6 +8,7 @@ opened {"id"}, reuse {"recipe", "parts"}, compare {"ids"}, continued {"image", "
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ from ui.updates import Service, Updates
 
 SCRIPT = Path(__file__).with_name("scripts") / "gallery.js"
 WATCH_INTERVAL = 0.5
+SIGN_OF_LIFE = 30.0
 # The page's own events: no API, no overlay, and values as they were sent.
 QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private", "preprocess": False}
 BROWSER_SECRET = "nava-studio"
@@ -127,11 +129,14 @@ def connect_gallery(service: Service, panel: GalleryPanel) -> None:
     filters = [panel.search, panel.shown, panel.view]
 
     async def watch() -> AsyncIterator[int]:
-        """The version after each change, for as long as the tab is open; it holds no thread."""
-        seen = None
+        """The version after each change, for as long as the tab is open; it holds no thread.
+
+        Now and then it says the same again: only then does Gradio notice a closed tab.
+        """
+        seen, said = -1, 0.0
         while True:
-            if (now := gallery.version) != seen:
-                seen = now
+            if (now := gallery.version) != seen or time.monotonic() - said > SIGN_OF_LIFE:
+                seen, said = now, time.monotonic()
                 yield now
             await asyncio.sleep(WATCH_INTERVAL)
 
