@@ -83,7 +83,6 @@ def build_gallery(text: Catalogue) -> GalleryPanel:
         notice = gr.HTML(visible=False, elem_id="gallery-notice", elem_classes="nava-message-place")
         grid = gr.HTML(js_on_load=SCRIPT.read_text(encoding="utf-8"), apply_default_css=False, elem_id="gallery-grid")
         more = gr.Button("", visible=False, elem_id="gallery-more")
-        # After the cards, so that it can stick to the bottom of the window while they are in sight.
         with gr.Row(elem_id="gallery-undo", visible=False) as undo_bar:
             undo_words = gr.HTML(elem_id="gallery-undo-words")
             undo = gr.Button(text("gallery.undo"), size="sm", elem_id="gallery-undo-button", min_width=72)

@@ -100,8 +100,9 @@ class Clip:
     def seconds(self) -> float | None:
         """The clip's length."""
         seconds = self.recipe.get("seconds")
-        known = isinstance(seconds, int | float) and not isinstance(seconds, bool) and math.isfinite(seconds)
-        return float(seconds) if known and seconds > 0 else None
+        if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 < seconds < math.inf:
+            return None
+        return float(seconds)
 
     @property
     def size(self) -> tuple[int, int] | None:
