@@ -253,6 +253,7 @@ def test_a_dropped_clip_restores_its_recipe(
 
 
 def test_a_phone_in_chinese(context: Any, gallery: Gallery) -> None:
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
     with gallery_page(gallery, "zh") as url, opened(context, url) as page:
         page.set_viewport_size(PHONE)
         page.wait_for_function(FITS)
@@ -261,6 +262,8 @@ def test_a_phone_in_chinese(context: Any, gallery: Gallery) -> None:
         assert menu["x"] >= 0 and menu["x"] + menu["width"] <= PHONE["width"]
         assert "从最后一帧继续" in page.inner_text(card(RED, "[role=menu]"))
         page.wait_for_function(FITS)
+        violations = axe.run(page, "#gallery").response["violations"]
+        assert [found["id"] for found in violations if found["impact"] in ("serious", "critical")] == []
 
 
 def test_who_logs_in_sees_their_own_clips(context: Any, tmp_path: Path) -> None:

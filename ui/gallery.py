@@ -22,7 +22,7 @@ from ui.owners import owner_of
 from ui.recipe_drop import RecipeDrop, build_recipe_drop, connect_recipe_drop
 from ui.updates import Service, Updates
 
-SCRIPT = Path(__file__).with_name("scripts") / "gallery.js"
+SCRIPT = Path(__file__).with_name("scripts") / f"{Path(__file__).stem}.js"
 WATCH_INTERVAL = 0.5
 SIGN_OF_LIFE = 30.0
 # The page's own events: no API, no overlay, and values as they were sent.
