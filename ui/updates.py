@@ -11,6 +11,7 @@ from nava_core.engine.jobs import Engine, Job, JobError
 from nava_core.request import ModelSpec
 from ui import views
 from ui.catalogue import Catalogue
+from ui.library.gallery import Gallery
 from ui.library.voices import VoiceLibrary
 from ui.panels import Page
 from ui.rewriting import RewriteDesk
@@ -38,14 +39,16 @@ FIELD_LABELS = {
 
 @dataclass(frozen=True)
 class Service:
-    """What handlers work with: the engine that runs requests, the desk that rewrites prompts, the page's words, and the
-    voice library, where there is one.
+    """What handlers work with: the engine that runs requests, the desk that rewrites prompts, and the page's words.
+
+    voices, gallery: what people keep; None where the page has no such panel.
     """
 
     engine: Engine
     desk: RewriteDesk
     text: Catalogue
     voices: VoiceLibrary | None = None
+    gallery: Gallery | None = None
 
     @property
     def spec(self) -> ModelSpec | None:

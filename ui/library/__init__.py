@@ -1,1 +1,1 @@
-"""What a person keeps: voices, on disk, until they are deleted. Knows neither gradio nor torch."""
+"""What a person keeps beside the queue, on disk, until it is deleted: voices and clips. No gradio, no torch."""
