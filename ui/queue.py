@@ -23,6 +23,7 @@ from ui.catalogue import Catalogue
 from ui.owners import caller, owner_of
 from ui.queue_feed import QueueFeed
 from ui.updates import Service, Updates, note
+from ui.views import quiet
 
 SCRIPT = Path(__file__).with_name("scripts") / "queue.js"
 # As in ui/studio.py; straight to the server and not through Gradio's queue, where every running event holds a place.
@@ -97,6 +98,7 @@ def build_queue(text: Catalogue) -> QueuePanel:
             )
             export = gr.Button(text("queue_file.export"), size="sm", elem_id="queue-export")
             export_all = gr.Button(text("queue_file.export_all"), size="sm", elem_id="queue-export-all")
+            gr.HTML(quiet(text("queue_file.info")), elem_id="queue-file-info")
         plan = gr.HTML(visible=False, elem_id="queue-plan")
         with gr.Row(elem_id="queue-plan-actions"):
             accept = gr.Button(visible=False, variant="primary", elem_id="queue-accept")
@@ -125,9 +127,13 @@ def connect_queue(service: Service, panel: QueuePanel) -> None:
     desk = QueueDesk(service, feed)
 
     def act(event: gr.EventData, request: gr.Request) -> Updates:
-        return _acted(service, panel, desk, owner_of(request), event._data)
+        return _acted(panel, desk, owner_of(request), event._data)
 
-    panel.rows.act(act, None, [panel.notice, panel.watched_job, panel.edited], **DIRECT)
+    def choose(event: gr.EventData, request: gr.Request) -> Updates:
+        return _chosen(panel, desk, owner_of(request), event._data)
+
+    panel.rows.act(act, None, [panel.notice], **DIRECT)
+    panel.rows.choose(choose, None, [panel.notice, panel.watched_job, panel.edited], **QUIET)
     _connect_import(service, panel)
     _connect_export(service, panel)
 
@@ -142,20 +148,26 @@ def _answer(feed: QueueFeed | None, asked: Any, owner: str) -> dict[str, Any]:
 # Actions
 
 
-def _acted(service: Service, panel: QueuePanel, desk: QueueDesk, owner: str, data: Any) -> Updates:
-    """What an action makes of the page; the list itself follows by asking."""
+def _acted(panel: QueuePanel, desk: QueueDesk, owner: str, data: Any) -> Updates:
+    """Do something with a job or the queue; the list itself follows by asking."""
     asked = data if isinstance(data, dict) else {}
-    updates: Updates = {panel.notice: note("")}
     try:
-        act, job_id = str(asked.get("act")), str(asked.get("job") or "")
-        if act == "watch":
-            return updates | {panel.watched_job: {"job": desk.own(owner, job_id).id, "at": time.time()}}
-        if act == "edit":
-            return updates | {panel.edited: desk.edited(owner, job_id)}
-        desk.do(owner, act, job_id, str(asked.get("before") or ""))
+        desk.do(owner, str(asked.get("act")), str(asked.get("job") or ""), str(asked.get("before") or ""))
     except (EngineError, UnknownJob, ValueError) as error:
         return {panel.notice: note(queue_view.clean(str(error)), "error")}
-    return updates
+    return {panel.notice: note("")}
+
+
+def _chosen(panel: QueuePanel, desk: QueueDesk, owner: str, data: Any) -> Updates:
+    """Hand a job over to the rest of the page."""
+    asked = data if isinstance(data, dict) else {}
+    job_id = str(asked.get("job") or "")
+    try:
+        if asked.get("act") == "edit":
+            return {panel.notice: note(""), panel.edited: desk.edited(owner, job_id)}
+        return {panel.notice: note(""), panel.watched_job: {"job": desk.own(owner, job_id).id, "at": time.time()}}
+    except UnknownJob as error:
+        return {panel.notice: note(queue_view.clean(str(error)), "error")}
 
 
 class QueueDesk:

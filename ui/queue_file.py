@@ -98,7 +98,9 @@ def read_uploads(service: Service, payload: Any, keep: Callable[[bytes, str], Pa
     text = service.text
     uploads: list[tuple[str, Path]] = []
     for item in payload if isinstance(payload, list) else [payload]:
-        path = Path(str(uploaded_path("file", item)))
+        if (found := uploaded_path("file", item)) is None:
+            continue
+        path = Path(found)
         given = item.get("orig_name") if isinstance(item, dict) else None
         name = file_name(given) if isinstance(given, str) and given else path.name
         uploads += _unpacked(service, name, path, keep) if name.lower().endswith(".zip") else [(name, path)]

@@ -121,7 +121,10 @@ function later() {
 }
 
 function act(name, row, extra = {}) {
-    trigger("act", {act: name, job: row?.dataset.id ?? null, ...extra});
+    const asked = {act: name, job: row?.dataset.id ?? null, ...extra};
+    // What other parts of the page follow has to go through Gradio's queue: a state's change is not told otherwise.
+    if (name === "watch" || name === "edit") trigger("choose", asked);
+    else trigger("act", asked);
     eagerUntil = performance.now() + EAGER_FOR;
     later();
 }
