@@ -220,7 +220,7 @@ def test_a_hundred_jobs_cost_little(engine: QueueEngine, feed: QueueFeed) -> Non
     engine.reorder([jobs[-1], *jobs[:-1]])
     moved = len(str(feed.answer("", whole["epoch"], seen)))
     print(f"draw {drawn * 1e3:.1f} ms, {len(str(whole)) / 1e3:.0f} kB; asked again {asked * 1e3:.2f} ms")
-    assert drawn < 1.0 and asked < 0.01  # 25 and 0.1 ms on an idle machine
+    assert drawn < 1.0 and asked < 0.01  # generous: the machine may be busy with something else
     assert len(str(whole)) < 300_000 and moved < 300_000
     seen = feed.answer("")["revision"]
     engine.cancel(jobs[-2])

@@ -99,7 +99,7 @@ def build_queue(text: Catalogue) -> QueuePanel:
             export = gr.Button(text("queue_file.export"), size="sm", elem_id="queue-export")
             export_all = gr.Button(text("queue_file.export_all"), size="sm", elem_id="queue-export-all")
             gr.HTML(quiet(text("queue_file.info")), elem_id="queue-file-info")
-        plan = gr.HTML(visible=False, elem_id="queue-plan")
+        plan = gr.HTML(visible=False, elem_id="queue-plan", apply_default_css=False)
         with gr.Row(elem_id="queue-plan-actions"):
             accept = gr.Button(visible=False, variant="primary", elem_id="queue-accept")
             discard = gr.Button(text("queue_file.discard"), visible=False, elem_id="queue-discard")

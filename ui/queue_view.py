@@ -141,9 +141,9 @@ def facts(text: Catalogue, request: GenerationRequest, variation: tuple[int, int
     lines, voices = len(parse_speech(request.prompt).spans), sum(voice is not None for voice in request.speakers)
     parts = [_counted(text, "queue.lines", lines) if lines else text("queue.lines_none")]
     if request.num_frames and request.fps:
-        parts.append(text("queue.seconds", seconds=f"{(request.num_frames - 1) / request.fps:.3g}"))
+        parts.append(text("queue.seconds", seconds=f"{round((request.num_frames - 1) / request.fps, 2):g}"))
     elif request.seconds:
-        parts.append(text("queue.seconds", seconds=f"{request.seconds:.3g}"))
+        parts.append(text("queue.seconds", seconds=f"{round(request.seconds, 2):g}"))
     if request.modality == "audio":
         parts.append(text("queue.sound_only"))
     elif request.width and request.height:
