@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,6 +15,8 @@ from nava_core.request import Modality
 from nava_core.speech import bind_speakers, parse_speech, read_jsonl_prompt
 
 DataFormat = Literal["txt", "jsonl"]
+FindFile = Callable[[str, str], Path]
+"""From what a line says and the key that says it to the file that is meant. Raises ValueError."""
 
 NAME_LETTERS = 20
 EMPTY_SLOTS = ("", "None")  # the published datasets write a missing reference as "None"
@@ -55,13 +59,14 @@ def read_batch(path: Path, data_format: DataFormat | None = None) -> list[BatchL
     """
     if data_format is None:
         data_format = "txt" if path.suffix.lower() == ".txt" else "jsonl"
+    find = partial(_find_beside, path)
     lines: list[BatchLine | BadLine] = []
     for index, data in enumerate(path.read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n")):
         if not data.strip():
             continue
         try:
             text = data.decode("utf-8").strip()
-            lines.append(BatchLine(index, text, text) if data_format == "txt" else _read_object(index, text, path))
+            lines.append(BatchLine(index, text, text) if data_format == "txt" else read_object(index, text, find))
         except UnicodeDecodeError as error:
             lines.append(BadLine(index, f"is not UTF-8 text ({error.reason}); save the file as UTF-8"))
         except ValueError as error:
@@ -90,43 +95,54 @@ def clip_seed(seed: int, index: int, turn: int) -> int:
     return seed + diagonal * (diagonal + 1) // 2 + turn
 
 
-def _read_object(index: int, text: str, source: Path) -> BatchLine:
+def read_values(text: str) -> dict[str, Any]:
+    """The object on a line of a JSONL file. Raises ValueError."""
     try:
         values = json.loads(text)
     except (json.JSONDecodeError, RecursionError) as error:
         raise ValueError(f'is not JSON ({error}); write one whole object a line, as {{"prompt": "..."}}') from error
     if not isinstance(values, dict):
         raise ValueError(f'is a JSON {type(values).__name__}; write one object a line, as {{"prompt": "..."}}')
+    return values
+
+
+def read_object(index: int, text: str, find: FindFile) -> BatchLine:
+    """A line of a JSONL file whose files `find` finds. Raises ValueError."""
+    values = read_values(text)
     written = values["prompt"] if values.get("prompt") is not None else values.get("text")
     if not isinstance(written, str) or not written.strip():
         raise ValueError(f'has {written!r} as its prompt; give the scene\'s description under "prompt" (or "text")')
-    references = _references(values.get("spk_wavs"), source)
+    references = _references(values.get("spk_wavs"), find)
     prompt, note = read_jsonl_prompt(written, len(references))
     speakers = bind_speakers(parse_speech(prompt).spans, references)
     return BatchLine(
         index,
         written,
         prompt,
-        image=_resolve(values.get("image_path"), "image_path", source),
+        image=_resolve(values.get("image_path"), "image_path", find),
         speakers=speakers if any(speakers) else (),
         notes=(note,) if note else (),
         unknown_keys=tuple(sorted(set(values) - KNOWN_KEYS)),
     )
 
 
-def _references(value: Any, source: Path) -> list[Path | None]:
+def _references(value: Any, find: FindFile) -> list[Path | None]:
     if value is None:
         return []
     if not isinstance(value, list):
         raise ValueError(f'has {value!r} as spk_wavs; give a list, as ["first.wav", null, "third.wav"]')
-    return [_resolve(item, f"spk_wavs[{slot}]", source) for slot, item in enumerate(value)]
+    return [_resolve(item, f"spk_wavs[{slot}]", find) for slot, item in enumerate(value)]
 
 
-def _resolve(value: Any, key: str, source: Path) -> Path | None:
+def _resolve(value: Any, key: str, find: FindFile) -> Path | None:
     if value is None or value in EMPTY_SLOTS:
         return None
     if not isinstance(value, str) or "\0" in value:
         raise ValueError(f"has {value!r} as {key}; give a path, or null for none")
+    return find(value, key)
+
+
+def _find_beside(source: Path, value: str, key: str) -> Path:
     for folder in (source.parent, Path.cwd()):
         if os.path.isfile(path := folder / value):  # noqa: PTH113 (Path.is_file raises for a name that is too long)
             return path

@@ -95,6 +95,26 @@ def wait_for(condition: Callable[[], bool], seconds: float = 60.0) -> None:
         time.sleep(0.005)
 
 
+def test_some_jobs_change_places_among_themselves_and_pass_nobody(open_engine: Any, runner: GatedRunner) -> None:
+    engine = open_engine()
+    engine.pause()
+    a, x, b, y, c = (engine.submit(REQUEST, owner) for owner in ("ann", "bob", "ann", "bob", "ann"))
+    version = engine.version
+    engine.reorder([c, a, b])
+    assert waiting(engine) == [c, x, a, y, b] and engine.version > version
+    engine.reorder([])
+    engine.cancel(a)
+    with pytest.raises(JobStateError, match="cancelled"):
+        engine.reorder([b, a, c])
+    with pytest.raises(UnknownJob):
+        engine.reorder([b, "nobody", c])
+    with pytest.raises(ValueError, match="once"):
+        engine.reorder([b, b])
+    assert waiting(engine) == [c, x, y, b]
+    engine.close()
+    assert waiting(open_engine()) == [c, x, y, b]
+
+
 def test_the_order_is_what_people_make_it(open_engine: Any, runner: GatedRunner) -> None:
     engine = open_engine()
     engine.pause()

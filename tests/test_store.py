@@ -98,6 +98,14 @@ class Queue(RuleBasedStateMachine):
             at = (len(self.order) if after else 0) if neighbour is None else self.order.index(neighbour) + after
             self.order.insert(at, name)
 
+    @precondition(lambda self: self.order)
+    @rule(data=st.data())
+    def reorder(self, data: st.DataObject) -> None:
+        some = data.draw(st.lists(st.sampled_from(self.order), unique=True))
+        self.store.reorder(some)
+        following = iter(some)
+        self.order = [next(following) if name in some else name for name in self.order]
+
     @precondition(lambda self: self.states)
     @rule(data=st.data(), seed=st.integers(0, 99))
     def edit(self, data: st.DataObject, seed: int) -> None:

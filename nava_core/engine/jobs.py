@@ -175,6 +175,13 @@ class Engine(Protocol):
         """Give a waiting job another place: before or after another waiting one, else at `to`. Raises JobStateError."""
         ...
 
+    def reorder(self, job_ids: Sequence[str]) -> None:
+        """Put waiting jobs into this order, within the places that they hold together now; all others keep theirs.
+
+        So one owner's jobs change places among themselves without passing anybody else's. Raises JobStateError.
+        """
+        ...
+
     def edit(self, job_id: str, request: GenerationRequest) -> None:
         """Replace the request of a job that waits or was interrupted. Raises RequestError or JobStateError."""
         ...

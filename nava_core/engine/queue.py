@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -158,6 +158,11 @@ class QueueEngine:
         with self._changing():
             behind = after is not None or (before is None and to == "end")
             self._store.move(job_id, before if before is not None else after, behind)
+            self._board.set_order(self._store.order())
+
+    def reorder(self, job_ids: Sequence[str]) -> None:
+        with self._changing():
+            self._store.reorder(job_ids)
             self._board.set_order(self._store.order())
 
     def cancel(self, job_id: str) -> None:

@@ -149,9 +149,17 @@ class JobStore:
             else:
                 index = order.index(neighbour) + after if neighbour != job_id else self.order().index(job_id)
             order.insert(index, job_id)
-            database.executemany(
-                "UPDATE jobs SET place = ? WHERE id = ?", [(at, name) for at, name in enumerate(order)]
-            )
+            _number(database, order)
+
+    def reorder(self, job_ids: Sequence[str]) -> None:
+        """Put queued jobs into this order, within the places that they hold together. Raises JobStateError."""
+        if len(set(job_ids)) != len(job_ids):
+            raise ValueError(f"an id stands twice in {', '.join(job_ids)}; name each job once")
+        with self._transaction() as database:
+            for job_id in job_ids:
+                self._check(database, job_id, ("queued",))
+            following = iter(job_ids)
+            _number(database, [next(following) if queued in job_ids else queued for queued in self.order()])
 
     def cancel(self, job_id: str) -> StoredJob:
         """End a job that waits or was interrupted; note the wish for one that runs; leave any other as it is."""
@@ -357,6 +365,11 @@ def _ending(
         "recipe": None if recipe is None else json.dumps(recipe),
         "error": None if error is None else json.dumps(asdict(error)),
     }
+
+
+def _number(database: sqlite3.Connection, order: Sequence[str]) -> None:
+    """Give the queued jobs their places, the next one first."""
+    database.executemany("UPDATE jobs SET place = ? WHERE id = ?", list(enumerate(order)))
 
 
 def _stored(row: sqlite3.Row) -> StoredJob:
