@@ -1,8 +1,8 @@
 """When each spoken line of a clip is heard, by estimate, and subtitles made of it. Numpy only.
 
-The model is told which lines to speak and in which order, never when. So times are estimated: from how long a line takes
-to say, and where there is sound, from its voiced stretches. Lines are given to stretches in order, by the assignment
-that fits their lengths best and cuts where the voice pauses.
+The model is told which lines to speak and in which order, never when. So times are estimated: from how long a line
+takes to say, and where there is sound, from its voiced stretches. Lines are given to stretches in order, by the
+assignment that fits their lengths best and cuts where the voice pauses.
 """
 
 from __future__ import annotations

@@ -34,9 +34,8 @@ def timed(lines: tuple[str, ...], seconds: float, *voiced: tuple[float, float]) 
 
 def test_two_lines_take_the_two_stretches_that_are_heard() -> None:
     times = timed(("Hello there", "How are you today, my friend?"), 5, (0.6, 1.4), (2.6, 4.4))
-    assert times == [(pytest.approx(0.6, abs=0.1), pytest.approx(1.4, abs=0.1))] + [
-        (pytest.approx(2.6, abs=0.1), pytest.approx(4.4, abs=0.1))
-    ]
+    assert times[0] == (pytest.approx(0.6, abs=0.1), pytest.approx(1.4, abs=0.1))
+    assert times[1] == (pytest.approx(2.6, abs=0.1), pytest.approx(4.4, abs=0.1))
 
 
 def test_a_pause_within_a_line_does_not_end_it() -> None:
