@@ -45,8 +45,8 @@ class Engine:
         return self.left
 
     def cancel(self, job_id: str) -> None:
+        self.known[job_id] = replace(self.job(job_id), cancelling=True)
         self.cancelled.append(job_id)
-        self.known[job_id] = replace(self.known[job_id], cancelling=True)
 
 
 def service_of(engine: Engine, language: str = "en") -> Service:

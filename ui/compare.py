@@ -117,7 +117,7 @@ def _clip(text: Catalogue, number: int, job: Job) -> str:
     label = escape(text("compare.clip", number=number, seed=seed))
     kind = "video" if size else "audio"
     player = (
-        f'<{kind} src="{stage_views.file_address(job.result)}" aria-label="{label}" preload="auto" playsinline muted>'
+        f'<{kind} src="{stage_views.film_address(job.result)}" aria-label="{label}" preload="auto" playsinline muted>'
         f"</{kind}>"
     )
     number_shown = f'<b class="nava-number">{number}</b>'

@@ -83,13 +83,14 @@ def build_stage(text: Catalogue) -> StagePanel:
         clip = gr.HTML(visible=False, elem_id="clip")
         sound = gr.HTML(visible=False, elem_id="sound")
         with gr.Column(elem_id="stage-under"):
-            progress = gr.HTML(elem_id="progress", visible=False)
+            with gr.Row(elem_id="stage-progress"):
+                progress = gr.HTML(elem_id="progress", visible=False)
+                cancel = _button(text("stage.cancel"), "stage-cancel", scale=0)
             timeline = gr.HTML(elem_id="timeline", visible=False, js_on_load=SCRIPT.read_text(encoding="utf-8"))
         with gr.Row(elem_id="stage-actions"):
             again = _button(text("again.go_on"), "again", variant="primary")
-            cancel = _button(text("stage.cancel"), "stage-cancel")
             download = gr.DownloadButton(
-                text("download.button"), visible=False, elem_id="download", size="md", variant="primary", min_width=110
+                text("download.button"), visible=False, elem_id="download", size="md", variant="primary", min_width=80
             )
             continue_button = _button(text("stage.continue_from"), "continue-from")
             reuse_button = _button(text("stage.reuse"), "reuse")
@@ -118,7 +119,7 @@ def build_stage(text: Catalogue) -> StagePanel:
 
 
 def _button(words: str, elem_id: str, **options: Any) -> gr.Button:
-    return gr.Button(words, visible=False, elem_id=elem_id, size="md", min_width=110, **options)
+    return gr.Button(words, visible=False, elem_id=elem_id, size="md", min_width=80, **options)
 
 
 def stage_updates(service: Service, panel: StagePanel, job: Job) -> Updates:

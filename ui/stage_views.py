@@ -42,9 +42,9 @@ def picture(text: Catalogue, job: Job, paused: bool = False) -> str:
 
 
 def film(text: Catalogue, path: Path, size: tuple[int, int] | None) -> str:
-    """The clip with the browser's own controls. Its first frame is its poster: the address asks for it."""
+    """The clip with the browser's own controls. Its first frame is its poster."""
     label = escape(text("stage.clip"))
-    player = f'<video src="{file_address(path)}#t=0.001" aria-label="{label}" {PLAYER} playsinline></video>'
+    player = f'<video src="{film_address(path)}" aria-label="{label}" {PLAYER} playsinline></video>'
     return screen(player, size, "film")
 
 
@@ -81,6 +81,11 @@ def _note(title: str, hint: str, size: tuple[int, int] | None, kind: str = "empt
 def file_address(path: Path) -> str:
     """Where the app serves a file of one of its folders; relative, so that it holds behind a proxy too."""
     return f"gradio_api/file={quote(path.resolve().as_posix())}"
+
+
+def film_address(path: Path) -> str:
+    """A clip that shows its first frame before it plays: some browsers show nothing unless the address asks for it."""
+    return f"{file_address(path)}#t=0.001"
 
 
 def picture_address(picture: np.ndarray) -> str:
@@ -124,7 +129,7 @@ def _rail(text: Catalogue, job: Job, words: str) -> str:
         measured = " data-measured" if phase == "denoise" else ""
         segments.append(
             f'<span class="nava-phase" data-state="{state}" style="flex-grow:{share:g}"{measured}>'
-            f'<i><b style="width:{width:.1%}"></b></i><small>{escape(text(f"stage.phase_{phase}"))}</small></span>'
+            f'<i><b style="width:{width:.1%}"></b></i><small>{escape(text(f"phase.{phase}"))}</small></span>'
         )
     return (
         f'<div class="nava-rail" role="progressbar" aria-label="{escape(text("progress.label"))}" aria-valuemin="0" '
