@@ -298,7 +298,7 @@ def test_a_job_is_watched_to_its_clip(service: Service, page: Page) -> None:
     job, last = service.engine.job(job_id), watched[-1]
     assert started[page.job]["id"] == job_id and started[page.settings.seed] == str(job.request.seed)
     assert job.result is not None and job.result.name in last[page.stage.clip]["value"]
-    assert last[page.stage.made] == job_id
+    assert last[page.stage.made]["clip"] == str(job.result)
     assert str(job.request.seed) in last[page.stage.recipe] and last[page.stage.recipe_json] == job.recipe
     assert last[page.writing.generate]["interactive"] and not last[page.writing.cancel]["visible"]
 

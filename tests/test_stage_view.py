@@ -56,6 +56,10 @@ def shown(panel: StagePanel, job: Job, engine: Engine | None = None) -> dict[Any
     return updates
 
 
+def made(panel: StagePanel, job: Job) -> dict[str, Any]:
+    return shown(panel, job)[panel.made]
+
+
 # The stage
 
 
@@ -97,7 +101,7 @@ def test_what_can_be_done_follows_the_state(panel: StagePanel, clips: dict[str, 
     asked = shown(panel, replace(RUNNING, cancelling=True))
     assert not asked[panel.cancel]["interactive"]
     done = shown(panel, clips["film"])
-    assert done[panel.made] == done[panel.job] == "a film" and not done[panel.cancel]["visible"]
+    assert done[panel.made]["job"] == done[panel.job] == "a film" and not done[panel.cancel]["visible"]
     assert done[panel.continue_button]["visible"] and done[panel.reuse_button]["visible"]
     assert not shown(panel, clips["sound"])[panel.continue_button]["visible"], "sound has no last frame"
     failed = replace(RUNNING, state="failed", error=JobError("no", kind="lost"))
@@ -113,24 +117,23 @@ def test_a_files_address_is_safe_in_html() -> None:
 
 
 def test_a_sound_is_drawn_in_its_speakers_colours(panel: StagePanel, clips: dict[str, Job]) -> None:
-    service = service_of(Engine(clips["film"]))
-    html = stage.show_timeline(service, panel, stage.span_colours, "a film")[panel.timeline]["value"]
+    service, film = service_of(Engine()), made(panel, clips["film"])
+    html = stage.show_timeline(service, panel, stage.span_colours, film)[panel.timeline]["value"]
     paths = dict(re.findall(r'<path data-colour="(\d)" d="([^"]*)"', html))
     assert set(paths) == {"0", "1", "2"} and sum(path.count("M") for path in paths.values()) == waveform.BARS
     starts = [float(start) for start in re.findall(r'data-start="([\d.]+)"', html)]
     assert starts == [pytest.approx(start, abs=0.2) for start, _ in SPOKEN]
     assert "<b>there" not in html and "Hello &lt;b&gt;there" in html
     assert 'download="a film.srt"' in html and "data-vtt=" in html and "estimated" in html
-    one_voice = stage.show_timeline(service, panel, lambda job: [3, 3], "a film")[panel.timeline]["value"]
+    one_voice = stage.show_timeline(service, panel, lambda recipe: [3, 3], film)[panel.timeline]["value"]
     assert 'data-colour="3"' in one_voice and 'data-colour="1"' not in one_voice
 
 
 def test_a_clip_without_sound_has_no_lines(panel: StagePanel, clips: dict[str, Job], tmp_path: Path) -> None:
-    service = service_of(Engine(clips["silent"]))
-    html = stage.show_timeline(service, panel, stage.span_colours, "silent")[panel.timeline]["value"]
+    service, silent = service_of(Engine()), made(panel, clips["silent"])
+    html = stage.show_timeline(service, panel, stage.span_colours, silent)[panel.timeline]["value"]
     assert "nava-wave" not in html and "nava-cue" not in html and 'data-toggle="loop"' in html
     assert not stage.show_timeline(service, panel, stage.span_colours, None)[panel.timeline]["visible"]
-    assert not stage.show_timeline(service, panel, stage.span_colours, "forgotten")[panel.timeline]["visible"]
     broken = tmp_path / "broken.mp4"
     assert waveform.read_sound(broken) is None
     broken.write_bytes(b"no clip")
@@ -155,33 +158,33 @@ def test_cues_leave_empty_lines_out() -> None:
 def test_the_download_is_the_clip_or_a_copy_that_tells_nothing(
     panel: StagePanel, clips: dict[str, Job], tmp_path: Path
 ) -> None:
-    service, copy = service_of(Engine(clips["film"])), tmp_path / "copy.mp4"
+    service, copy, film = service_of(Engine()), tmp_path / "copy.mp4", made(panel, clips["film"])
 
-    def offered(made: str | None, leave_out: bool, result: Any = copy) -> dict[Any, Any]:
+    def offered(leave_out: bool, result: Any = copy) -> dict[Any, Any]:
         def without_recipe(path: Path) -> Path:
             if isinstance(result, Exception):
                 raise result
             return result
 
-        return stage.offer_download(service, panel, without_recipe, made, leave_out)
+        return stage.offer_download(service, panel, without_recipe, film, leave_out)
 
-    assert offered("a film", False)[panel.download]["value"] == str(clips["film"].result)
-    assert offered("a film", True)[panel.download]["value"] == str(copy)
-    failed = offered("a film", True, OSError("<full>"))
+    assert offered(False)[panel.download]["value"] == str(clips["film"].result)
+    assert offered(True)[panel.download]["value"] == str(copy)
+    failed = offered(True, OSError("<full>"))
     assert failed[panel.download]["value"] is None, "never the file that tells all"
     assert "&lt;full&gt;" in failed[panel.notice]["value"]
-    assert offered(None, False)[panel.download]["value"] is None
-    gone = service_of(Engine(replace(clips["film"], result=tmp_path / "gone.mp4")))
-    assert "gone" in stage.offer_download(gone, panel, None, "a film", False)[panel.notice]["value"]
+    assert stage.offer_download(service, panel, None, None, False)[panel.download]["value"] is None
+    gone = film | {"clip": str(tmp_path / "gone.mp4")}
+    assert "gone" in stage.offer_download(service, panel, None, gone, False)[panel.notice]["value"]
 
 
-def test_each_press_hands_the_clip_on(clips: dict[str, Job]) -> None:
-    service = service_of(Engine(clips["film"]))
-    first, second = stage.reuse(service, "a film"), stage.reuse(service, "a film")
+def test_each_press_hands_the_clip_on(panel: StagePanel, clips: dict[str, Job]) -> None:
+    film = made(panel, clips["film"])
+    first, second = stage.reuse(film), stage.reuse(film)
     assert first != second and first["recipe"]["seed"] == 1 and first["parts"] == ["all"]
-    following = stage.continue_from(service, "a film")
+    following = stage.continue_from(film)
     assert following["clip"] == str(clips["film"].result) and following["recipe"]["prompt"] == PROMPT
-    assert stage.reuse(service, None) == stage.continue_from(service, "forgotten") == gr.skip()
+    assert stage.reuse(None) == stage.continue_from(None) == gr.skip()
 
 
 def test_cancel_asks_the_job_on_the_stage_to_end(panel: StagePanel) -> None:

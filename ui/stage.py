@@ -32,10 +32,10 @@ WORTH_ANOTHER_TRY = ("lost", "disk", "model", "interrupted")
 class StagePanel:
     """What is on the stage, and what it asks of the page.
 
-    job: the id of the job on the stage. made: the same, once there is a clip; its `change` says that there is one.
-    reuse: {"recipe", "parts": ["all"], "job", "asked"} when somebody wants this clip's settings again.
-    continue_from: {"recipe", "clip", "job", "asked"} when a clip shall begin with this one's last frame. "asked" only
-    makes each press a change.
+    job: the id of the job on the stage. made: the clip on it, {"job", "clip", "recipe"}, or None while there is none;
+    its `change` says that there is one. reuse: what `made` has, "parts": ["all"] and "asked", when somebody wants this
+    clip's settings again. continue_from: what `made` has and "asked", when a clip shall begin with this one's last
+    frame. "asked" only makes each press a change.
     """
 
     picture: gr.HTML
@@ -144,8 +144,13 @@ def stage_updates(service: Service, panel: StagePanel, job: Job) -> Updates:
         panel.recipe: views.recipe(text, job.recipe) if job.recipe else "",
         panel.recipe_json: job.recipe,
         panel.job: job.id,
-        panel.made: job.id if path is not None else None,
+        panel.made: _made(job, path) if path is not None else None,
     }
+
+
+def _made(job: Job, path: Path) -> dict[str, Any]:
+    """The clip, for those who work on it: also where the engine does not know the job, as with an example."""
+    return {"job": job.id, "clip": str(path), "recipe": job.recipe or job.request.to_recipe()}
 
 
 def _again_button(text: Catalogue, job: Job, paused: bool) -> Any:
@@ -168,12 +173,12 @@ def connect_stage(
     *,
     leave_out_recipe: gr.State | gr.Checkbox | gr.BrowserState | None = None,
     without_recipe: Callable[[Path], Path] | None = None,
-    colours: Callable[[Job], Sequence[int]] | None = None,
+    colours: Callable[[dict[str, Any]], Sequence[int]] | None = None,
 ) -> None:
     """Attach what the stage does by itself; who shows a job on it yields `stage_updates`.
 
     leave_out_recipe: holds whether a downloaded file shall tell nothing of how it was made. without_recipe: makes such
-    a copy of a clip. colours: of a job's spoken lines, one for each span; by default they follow the spans' numbers.
+    a copy of a clip. colours: of a recipe's spoken lines, one for each span; by default by the spans' numbers.
     """
     from ui.studio import QUIET
 
@@ -184,44 +189,46 @@ def connect_stage(
     changes = [made.change] if isinstance(wish, gr.State) and leave_out_recipe is None else [made.change, wish.change]
     gr.on(changes, offer, [made, wish], [panel.download, panel.notice], trigger_mode="always_last", **QUIET)
     panel.cancel.click(partial(cancel, service, panel), panel.job, panel.cancel, **QUIET)
-    panel.reuse_button.click(partial(reuse, service), made, panel.reuse, **QUIET)
-    panel.continue_button.click(partial(continue_from, service), made, panel.continue_from, **QUIET)
+    panel.reuse_button.click(reuse, made, panel.reuse, **QUIET)
+    panel.continue_button.click(continue_from, made, panel.continue_from, **QUIET)
 
 
 def show_timeline(
-    service: Service, panel: StagePanel, colours: Callable[[Job], Sequence[int]], made: str | None
+    service: Service,
+    panel: StagePanel,
+    colours: Callable[[dict[str, Any]], Sequence[int]],
+    made: dict[str, Any] | None,
 ) -> Updates:
     """The sound of a clip and its lines, once the clip is there. Reads the file: not for an event loop."""
-    job = _job(service, made)
-    if job is None or job.result is None:
+    if made is None:
         return {panel.timeline: gr.update(value="", visible=False)}
-    sound = waveform.read_sound(job.result)
-    lines = waveform.cues(parse_speech(job.request.prompt).spans, sound, colours(job)) if sound else []
-    seconds = sound.seconds if sound else job.request.seconds or 1.0
-    shown = waveform.timeline(
-        service.text, sound, lines, seconds=seconds, fps=job.request.fps or 24, name=job.result.stem
-    )
+    path, recipe = Path(made["clip"]), made["recipe"]
+    sound = waveform.read_sound(path)
+    spans = parse_speech(recipe["prompt"]).spans
+    lines = waveform.cues(spans, sound, colours(recipe)) if sound else []
+    seconds = sound.seconds if sound else recipe.get("seconds") or 1.0
+    shown = waveform.timeline(service.text, sound, lines, seconds=seconds, fps=recipe.get("fps") or 24, name=path.stem)
     return {panel.timeline: gr.update(value=shown, visible=True)}
 
 
-def span_colours(job: Job) -> list[int]:
-    """The colours of a job's lines as the script shows them: by number."""
-    return [views.colour(number) for number, _ in enumerate(parse_speech(job.request.prompt).spans, start=1)]
+def span_colours(recipe: dict[str, Any]) -> list[int]:
+    """The colours of a recipe's lines as the script shows them: by number."""
+    return [views.colour(number) for number, _ in enumerate(parse_speech(recipe["prompt"]).spans, start=1)]
 
 
 def offer_download(
     service: Service,
     panel: StagePanel,
     without_recipe: Callable[[Path], Path] | None,
-    made: str | None,
+    made: dict[str, Any] | None,
     leave_out: bool | None,
 ) -> Updates:
     """The file behind the download button: the clip itself, or a copy of it that holds no recipe."""
-    text, job = service.text, _job(service, made)
-    nothing = gr.update(value=None, visible=False)
-    if job is None or job.result is None:
+    text, nothing = service.text, gr.update(value=None, visible=False)
+    if made is None:
         return {panel.download: nothing, panel.notice: gr.update(value="", visible=False)}
-    path, problem = job.result, "" if job.result.is_file() else text("stage.no_file")
+    path = Path(made["clip"])
+    problem = "" if path.is_file() else text("stage.no_file")
     if leave_out and without_recipe is not None and not problem:
         try:
             path = without_recipe(path)
@@ -247,22 +254,9 @@ def cancel(service: Service, panel: StagePanel, job_id: str | None) -> Any:
         return gr.update(visible=False)
 
 
-def reuse(service: Service, made: str | None) -> Any:
-    job = _job(service, made)
-    if job is None or job.recipe is None:
-        return gr.skip()
-    return {"recipe": job.recipe, "parts": ["all"], "job": job.id, "asked": time.time_ns()}
+def reuse(made: dict[str, Any] | None) -> Any:
+    return gr.skip() if made is None else made | {"parts": ["all"], "asked": time.time_ns()}
 
 
-def continue_from(service: Service, made: str | None) -> Any:
-    job = _job(service, made)
-    if job is None or job.result is None:
-        return gr.skip()
-    return {"recipe": job.recipe, "clip": str(job.result), "job": job.id, "asked": time.time_ns()}
-
-
-def _job(service: Service, job_id: str | None) -> Job | None:
-    try:
-        return None if job_id is None else service.engine.job(job_id)
-    except UnknownJob:
-        return None
+def continue_from(made: dict[str, Any] | None) -> Any:
+    return gr.skip() if made is None else made | {"asked": time.time_ns()}

@@ -64,7 +64,6 @@ function draw() {
   const clock = clips()[heard];
   if (!button || !clock) return;
   button.textContent = playing ? button.dataset.wordsPause : button.dataset.wordsPlay;
-  button.setAttribute("aria-pressed", String(playing));
   const bar = element.querySelector("input[type=range]");
   bar.value = length() ? clock.currentTime / length() : 0;
   const words = `${clock.currentTime.toFixed(1)} / ${length().toFixed(1)} s`;
