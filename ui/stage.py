@@ -128,7 +128,8 @@ def stage_updates(service: Service, panel: StagePanel, job: Job) -> Updates:
     path = job.result if job.state == "done" else None
     heard_only = job.request.modality == "audio"
     paused = job.state == "queued" and engine.paused
-    progress = stage_views.progress(text, job, engine.remaining(job.id), engine.status.message if paused else None)
+    left = None if job.finished else engine.remaining(job.id)
+    progress = stage_views.progress(text, job, left, engine.status.message if paused else None)
     film = stage_views.film(text, path, stage_views.size_of(job)) if path and not heard_only else ""
     sound = stage_views.sound(text, path) if path and heard_only else ""
     return {
