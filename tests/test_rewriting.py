@@ -22,7 +22,7 @@ from nava_core.speech import parse_speech
 from rewriter import BackendUnavailable, RewriteCounts, RewriteError, Rewriter, make_rewriter
 from rewriter.backends.base import Chunk
 from rewriter.messages import Message
-from ui import captions, handlers, views
+from ui import captions, handlers, stage_views, views
 from ui.catalogue import Catalogue
 from ui.panels import Page
 from ui.rewriting import IN_PROCESS, ConsiderateRunner, RewriteDesk, Rewriting, UnknownRewriting
@@ -439,9 +439,9 @@ def test_an_interrupted_job_can_be_gone_on_with(tmp_path: Path, page: Page, desk
 
 def test_a_job_that_goes_on_by_itself_says_so() -> None:
     job = Job("1", GenerationRequest("雨"), state="queued", attempts=1)
-    assert "interrupted before" in views.progress(TEXT, job)
-    assert "interrupted before" in views.progress(TEXT, replace(job, state="running", attempts=2))
-    assert "interrupted before" not in views.progress(TEXT, replace(job, state="running", attempts=1))
+    assert "interrupted before" in stage_views.progress(TEXT, job)
+    assert "interrupted before" in stage_views.progress(TEXT, replace(job, state="running", attempts=2))
+    assert "interrupted before" not in stage_views.progress(TEXT, replace(job, state="running", attempts=1))
 
 
 def test_a_paused_queue_says_why_and_can_be_taken_up(service: Service, page: Page, engine: QueueEngine) -> None:
@@ -451,7 +451,7 @@ def test_a_paused_queue_says_why_and_can_be_taken_up(service: Service, page: Pag
     assert started[page.stage.again]["value"] == "Resume the queue" and started[page.stage.again]["visible"]
     assert handlers.go_on(service, page, started[page.job])[page.watched] is None
     assert run(handlers.watch(service, page, started[page.watched]))[-1][page.stage.sound]["visible"]
-    why = views.progress(TEXT, Job("1", GenerationRequest("雨")), None, "the disk is <full>")
+    why = stage_views.progress(TEXT, Job("1", GenerationRequest("雨")), None, "the disk is <full>")
     assert "the disk is &lt;full&gt;" in why
 
 
@@ -466,10 +466,10 @@ def test_estimates_stand_beside_generate_and_in_the_progress(service: Service, p
     unreadable = values_of(page, "雨", random_seed=False, seed="two")
     assert not handlers.estimate(service, page, *unreadable)[page.writing.estimate]["visible"]
     running = Job("1", GenerationRequest("雨"), state="running", phase="denoise", step=1, steps=4, seconds=3)
-    assert "3 s · about 12 s left" in views.progress(TEXT, running, 12.2)
+    assert "3 s · about 12 s left" in stage_views.progress(TEXT, running, 12.2)
     waiting = Job("1", GenerationRequest("雨"), ahead=2)
-    assert "about 5 min until it is done" in views.progress(TEXT, waiting, 299)
-    assert "2 before this one" in views.progress(TEXT, waiting, 299)
+    assert "about 5 min until it is done" in stage_views.progress(TEXT, waiting, 299)
+    assert "2 before this one" in stage_views.progress(TEXT, waiting, 299)
 
 
 @pytest.mark.parametrize("kind", ["lost", "disk", "out_of_memory", "request"])

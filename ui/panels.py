@@ -10,6 +10,7 @@ import gradio as gr
 from nava_core.request import ModelSpec
 from ui import views
 from ui.catalogue import Catalogue
+from ui.stage import StagePanel
 from ui.state import VOICE_SLOTS, size_value
 
 EXAMPLE_SLOTS = 4
@@ -70,19 +71,6 @@ class SettingsPanel:
     advanced_section: gr.Accordion
     negative_prompt: gr.Textbox
     errors: dict[str, gr.HTML]
-
-
-@dataclass(frozen=True)
-class StagePanel:
-    picture: gr.HTML
-    clip: gr.Video
-    sound: gr.Audio
-    progress: gr.HTML
-    again: gr.Button
-    download: gr.DownloadButton
-    recipe_section: gr.Column
-    recipe: gr.HTML
-    recipe_json: gr.JSON
 
 
 @dataclass(frozen=True)
@@ -338,23 +326,6 @@ def settings_of(text: Catalogue, spec: ModelSpec) -> dict[str, dict[str, Any]]:
         "align": {"value": guidance.align},
         "negative_prompt": {"value": spec.negative_prompt},
     }
-
-
-def stage_panel(text: Catalogue) -> StagePanel:
-    with gr.Column(elem_id="stage", elem_classes="nava-card"):
-        picture = gr.HTML(views.stage_empty(text), elem_id="picture")
-        clip = gr.Video(
-            label=text("stage.clip"), interactive=False, visible=False, elem_id="clip", show_label=False, buttons=[]
-        )
-        sound = gr.Audio(label=text("stage.sound"), interactive=False, visible=False, elem_id="sound", buttons=[])
-        progress = gr.HTML(elem_id="progress", visible=False)
-        again = gr.Button(text("again.go_on"), visible=False, elem_id="again", variant="primary", size="lg")
-        download = gr.DownloadButton(text("download.button"), visible=False, elem_id="download", size="lg")
-        with gr.Column(visible=False, elem_id="recipe") as recipe_section:
-            recipe = gr.HTML()
-            with gr.Accordion(text("recipe.json"), open=False):
-                recipe_json = gr.JSON(show_label=False, container=False)
-    return StagePanel(picture, clip, sound, progress, again, download, recipe_section, recipe, recipe_json)
 
 
 def _message(elem_id: str | None = None) -> gr.HTML:

@@ -15,6 +15,7 @@ from ui.catalogue import Catalogue
 from ui.examples import FOLDER as EXAMPLES_FOLDER
 from ui.panels import Page
 from ui.rewriting import RewriteDesk
+from ui.stage import build_stage, connect_stage
 from ui.theme import STYLES, studio_theme
 from ui.updates import Service
 
@@ -74,7 +75,7 @@ def build_page(text: Catalogue, status: EngineStatus) -> Page:
     header = gr.HTML(views.header(text, status), elem_id="header")
     with gr.Row(elem_id="studio"):
         writing, caption = panels.writing_panel(text)
-        stage = panels.stage_panel(text)
+        stage = build_stage(text)
         with gr.Column(elem_id="settings"):
             material = panels.material_panel(text)
             settings = panels.settings_panel(text)
@@ -133,6 +134,7 @@ def _connect_rewriting(service: Service, page: Page) -> None:
 
 def _connect_stage(demo: gr.Blocks, service: Service, page: Page) -> None:
     writing, outputs = page.writing, _everything(page)
+    connect_stage(service, page.stage)
     start = partial(handlers.generate, service, page)
     pressed = gr.on(
         [writing.generate.click, writing.prompt.submit], start, [page.draft, *_form(page)], outputs, **QUIET
@@ -206,14 +208,6 @@ def _everything(page: Page) -> list[Any]:
         caption.used,
         settings.guidance_section,
         settings.advanced_section,
-        stage.picture,
-        stage.clip,
-        stage.sound,
-        stage.progress,
-        stage.again,
-        stage.download,
-        stage.recipe_section,
-        stage.recipe,
-        stage.recipe_json,
+        *stage.outputs,
     ]
     return list(dict.fromkeys(parts))

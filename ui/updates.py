@@ -9,7 +9,7 @@ import gradio as gr
 
 from nava_core.engine.jobs import Engine, Job, JobError
 from nava_core.request import ModelSpec
-from ui import views
+from ui import stage, views
 from ui.catalogue import Catalogue
 from ui.library.gallery import Gallery
 from ui.library.voices import VoiceLibrary
@@ -18,8 +18,6 @@ from ui.rewriting import RewriteDesk
 
 Updates = dict[Any, Any]
 WATCH_INTERVAL = 0.2
-# What kept these from being made may be gone by now.
-WORTH_ANOTHER_TRY = ("lost", "disk", "model", "interrupted")
 FIELD_LABELS = {
     "prompt": "prompt.label",
     "negative_prompt": "negative.label",
@@ -58,23 +56,10 @@ class Service:
 
 def stage_updates(service: Service, page: Page, job: Job) -> Updates:
     """Everything on the page that follows from the job alone."""
-    text, stage, engine = service.text, page.stage, service.engine
-    path = str(job.result) if job.state == "done" else None
-    is_sound = job.request.modality == "audio"
-    paused = job.state == "queued" and engine.paused
-    progress = views.progress(text, job, engine.remaining(job.id), engine.status.message if paused else None)
     updates = {
         **start_buttons(service, page, busy=not job.finished),
-        page.writing.cancel: cancel_button(text, job),
-        stage.progress: gr.update(value=progress, visible=True),
-        stage.picture: gr.update(value=views.stage_picture(text, job, paused), visible=job.state != "done"),
-        stage.again: _again_button(text, job, paused),
-        stage.clip: gr.update(value=None if is_sound else path, visible=path is not None and not is_sound),
-        stage.sound: gr.update(value=path if is_sound else None, visible=path is not None and is_sound),
-        stage.download: gr.update(value=path, visible=path is not None),
-        stage.recipe_section: gr.update(visible=path is not None),
-        stage.recipe: views.recipe(text, job.recipe) if job.recipe else "",
-        stage.recipe_json: job.recipe,
+        page.writing.cancel: cancel_button(service.text, job),
+        **stage.stage_updates(service, page.stage, job),
     }
     return updates | (failure(service, page, job.error) if job.error else {})
 
@@ -99,15 +84,6 @@ def start_buttons(service: Service, page: Page, busy: bool = False, rewriting: b
 def cancel_button(text: Catalogue, job: Job) -> Any:
     words = text("cancel.asked" if job.cancelling else "cancel.button")
     return gr.update(visible=not job.finished, value=words, interactive=not job.cancelling)
-
-
-def _again_button(text: Catalogue, job: Job, paused: bool) -> Any:
-    if paused:
-        return gr.update(value=text("again.resume"), visible=True)
-    if job.state == "interrupted":
-        return gr.update(value=text("again.go_on"), visible=True)
-    worth_it = job.state == "failed" and job.error is not None and job.error.kind in WORTH_ANOTHER_TRY
-    return gr.update(value=text("again.try"), visible=worth_it)
 
 
 # Messages: the one boundary between errors and people

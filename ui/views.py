@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Mapping
 from dataclasses import asdict
 from html import escape
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
-from PIL import Image
 
 from nava_core.engine.jobs import EngineStatus, Job
 from nava_core.speech import SpeechPrompt
@@ -79,10 +74,6 @@ def message(words: str, kind: str) -> str:
     return f'<p class="nava-message" data-kind="{kind}" role="{role}">{escape(words)}</p>'
 
 
-def stage_empty(text: Catalogue) -> str:
-    return _stage_note(text("stage.empty"), text("stage.empty_hint"))
-
-
 def duration(text: Catalogue, seconds: float) -> str:
     """A length of time as people say it: in seconds, and from two minutes on in minutes."""
     if seconds < 120:
@@ -112,34 +103,6 @@ def rewriting(text: Catalogue, now: Rewriting) -> str:
     return f'<div class="nava-rewriting" data-state="{now.state}" role="status"><b>{escape(words)}</b>{backend}</div>'
 
 
-def stage_picture(text: Catalogue, job: Job, paused: bool = False) -> str:
-    """What stands in the player's place while there is no clip."""
-    if job.state == "failed":
-        return _stage_note(text("stage.failed"), "", kind="failed")
-    if job.state == "interrupted":
-        return _stage_note(text("stage.interrupted"), "", kind="cancelled")
-    if job.state == "cancelled":
-        hint = text("stage.cancelled_hint", step=job.step, steps=job.steps)
-        return _stage_note(text("stage.cancelled"), hint, kind="cancelled")
-    if job.preview is None:
-        return _stage_note(progress_words(text, job, paused), "", kind="busy")
-    alt = escape(text("stage.preview_alt"))
-    height, width = job.preview.shape[:2]
-    picture = f'<img src="{_data_uri(job.preview)}" alt="{alt}" style="aspect-ratio:{width}/{height}">'
-    return f'<div class="nava-stage" data-kind="preview">{picture}</div>'
-
-
-def _stage_note(title: str, hint: str, kind: str = "empty") -> str:
-    small = f"<small>{escape(hint)}</small>" if hint else ""
-    return f'<div class="nava-stage" data-kind="{kind}"><p>{escape(title)}</p>{small}</div>'
-
-
-def _data_uri(picture: np.ndarray) -> str:
-    buffer = io.BytesIO()
-    Image.fromarray(picture).save(buffer, "JPEG", quality=85)
-    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
-
-
 def progress_words(text: Catalogue, job: Job, paused: bool = False) -> str:
     if paused:
         return text("progress.paused")
@@ -148,47 +111,6 @@ def progress_words(text: Catalogue, job: Job, paused: bool = False) -> str:
     if job.phase == "denoise":
         return text("progress.denoise", step=job.step, steps=job.steps)
     return text("progress.decode" if job.phase in ("decode", "mux") else "progress.encode")
-
-
-def progress(text: Catalogue, job: Job, left: float | None = None, paused: str | None = None) -> str:
-    """The bar counts denoising steps: they are what a person can count, and nearly all of the time.
-
-    left: seconds until the job is done, if that is known. paused: why the queue has paused itself, or "" where somebody
-    paused it; None while it goes on.
-    """
-    if job.state == "done":
-        words = text("progress.done", seconds=f"{job.seconds:.1f}")
-        return f'<div class="nava-progress" data-state="done"><span>{escape(words)}</span></div>'
-    if job.finished:
-        return ""
-    share = job.step / job.steps if job.steps else 0.0
-    bar = (
-        f'<div class="nava-track" role="progressbar" aria-label="{escape(text("progress.label"))}" '
-        f'aria-valuemin="0" aria-valuemax="{job.steps}" aria-valuenow="{job.step}">'
-        f'<i style="width:{share:.1%}"></i></div>'
-    )
-    state = "paused" if paused is not None else job.state
-    return (
-        f'<div class="nava-progress" data-state="{state}">'
-        f"<span>{escape(progress_words(text, job, paused is not None))}</span>"
-        f"<span>{escape(_times(text, job, None if paused is not None else left))}</span>{bar}</div>"
-        + _why_again(text, job)
-        + (message(paused, "warning") if paused else "")
-    )
-
-
-def _times(text: Catalogue, job: Job, left: float | None) -> str:
-    elapsed = text("progress.elapsed", seconds=f"{job.seconds:.0f}") if job.state == "running" else ""
-    if left is None:
-        return elapsed
-    key = "progress.left" if job.state == "running" else "progress.until"
-    return " · ".join(part for part in (elapsed, text(key, time=duration(text, left))) if part)
-
-
-def _why_again(text: Catalogue, job: Job) -> str:
-    """A job that began before, and begins anew."""
-    before = job.attempts - (1 if job.state == "running" else 0)
-    return quiet(text("progress.again")) if before > 0 else ""
 
 
 def recipe(text: Catalogue, recipe: Mapping[str, Any]) -> str:
