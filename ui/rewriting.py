@@ -7,6 +7,7 @@ import logging
 import secrets
 import threading
 import time
+from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import aclosing, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field, replace
@@ -117,6 +118,12 @@ class RewriteDesk:
                 raise UnknownRewriting(f"no rewriting has the id {rewriting_id!r}")
             record = self._records[rewriting_id]
             return record.now if record.now.result else replace(record.now, text="".join(record.parts))
+
+    @property
+    def outcomes(self) -> Counter[str]:
+        """How the remembered rewritings that are done went, by outcome."""
+        with self._guard:
+            return Counter(record.now.result.outcome for record in self._records.values() if record.now.result)
 
     def cancel(self, rewriting_id: str) -> None:
         """Stop one, if it is known and still writes."""

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
+import json
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,13 +13,18 @@ import gradio as gr
 
 from nava_core.engine.jobs import DATABASE, Engine, EngineStatus
 from rewriter import make_rewriter
-from ui import api, captions, handlers, panels, views
-from ui.catalogue import Catalogue
+from ui import api, captions, handlers, views
+from ui.catalogue import LANGUAGES, Catalogue
 from ui.examples import FOLDER as EXAMPLES_FOLDER
-from ui.panels import Page
+from ui.footer import build_footer
+from ui.mixer import build_mixer, connect_mixer
+from ui.owners import owner_of
+from ui.panels import Page, build_advanced, build_stage
 from ui.rewriting import RewriteDesk
-from ui.theme import STYLES, studio_theme
+from ui.scene import build_scene
+from ui.theme import SCRIPTS, STYLES, studio_theme
 from ui.updates import Service
+from ui.voices import build_voices
 
 MAX_UPLOAD = "64mb"
 # Gradio would draw one at each start, and a page could not find its job again after the server's. It hides nothing
@@ -31,26 +39,37 @@ QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private",
 # In the browser itself, so that it has happened by the time Generate is pressed. `input` would be the event, but
 # Gradio's textbox does not send it for a paste; the seed that a run drew is known from its job.
 TYPED_SEED_COUNTS = "(seed, random, job) => random && (!seed.trim() || seed === job?.seed)"
-SHOW_FIRST_ERROR = """() => {
-    const error = document.querySelector('.nava-message-place .nava-message[data-kind="error"]');
-    if (error) error.scrollIntoView({behavior: "smooth", block: "center"});
-}"""
+# What these do is in scripts/page.js.
+SHOW_FIRST_ERROR, FORM_IS_SHOWN = "() => nava.showFirstError()", "() => nava.formIsShown()"
+TO_THE_STAGE = "() => nava.toTheStage()"
 
 
 def create_ui(engine: Engine, language: str = "en", desk: RewriteDesk | None = None) -> gr.Blocks:
     """Build the page and its API over `engine`, which may still be loading its model. Launches nothing.
 
-    desk: rewrites prompts; None makes one with the first backend that is there when it is first needed.
+    language: of the page at "/"; the others are beside it, each at its own name. desk: rewrites prompts; None makes one
+    with the first backend that is there when it is first needed.
     """
-    service = Service(engine, desk or RewriteDesk(make_rewriter), Catalogue(language))
-    text = service.text
-    with gr.Blocks(title=text("app.title"), analytics_enabled=None, fill_width=True, delete_cache=CACHE_LIFE) as demo:
-        page = build_page(text, EngineStatus("loading"))
-        _connect_writing(service, page)
-        _connect_rewriting(service, page)
-        _connect_stage(demo, service, page)
-        api.add_endpoints(engine, service.desk)
+    desk = desk or RewriteDesk(make_rewriter)
+    service = Service(engine, desk, Catalogue(language))
+    others = [other for other in LANGUAGES if other != language]
+    title = service.text("app.title")
+    with gr.Blocks(title=title, analytics_enabled=None, fill_width=True, delete_cache=CACHE_LIFE) as demo:
+        _add_page(demo, service, {other: f"./{other}" for other in others})
+        api.add_endpoints(engine, desk)
+    for other in others:
+        with demo.route(LANGUAGES[other], f"/{other}", show_in_navbar=False):
+            links = {to: "./" if to == language else f"./{to}" for to in LANGUAGES if to != other}
+            _add_page(demo, Service(engine, desk, Catalogue(other)), links)
     return demo.queue(default_concurrency_limit=None, max_size=256)
+
+
+def _add_page(demo: gr.Blocks, service: Service, links: dict[str, str]) -> None:
+    page = build_page(service.text, EngineStatus("loading"), links)
+    _connect_form(service, page)
+    _connect_writing(service, page)
+    _connect_rewriting(service, page)
+    _connect_stage(demo, service, page)
 
 
 def launch_options(output_dir: Path) -> dict[str, Any]:
@@ -59,6 +78,7 @@ def launch_options(output_dir: Path) -> dict[str, Any]:
     return {
         "theme": studio_theme(),
         "css_paths": [*STYLES],
+        "head": "".join(f"<script>{path.read_text(encoding='utf-8')}</script>" for path in SCRIPTS),
         "allowed_paths": [str(output_dir.resolve()), str(EXAMPLES_FOLDER)],
         # The queue stands among the clips and knows everybody's; the copies of files beside it are shown in the form.
         "blocked_paths": [f"{database}{ending}" for ending in ("", "-wal", "-shm", ".lock")],
@@ -70,61 +90,99 @@ def launch_options(output_dir: Path) -> dict[str, Any]:
     }
 
 
-def build_page(text: Catalogue, status: EngineStatus) -> Page:
-    header = gr.HTML(views.header(text, status), elem_id="header")
+def build_page(text: Catalogue, status: EngineStatus, links: dict[str, str] | None = None) -> Page:
+    links = links or {}
+    header = gr.HTML(views.header(text, status, links=links), elem_id="header")
     with gr.Row(elem_id="studio"):
-        writing, caption = panels.writing_panel(text)
-        stage = panels.stage_panel(text)
-        with gr.Column(elem_id="settings"):
-            material = panels.material_panel(text)
-            settings = panels.settings_panel(text)
-    job = gr.BrowserState(None, storage_key="nava-studio-job", secret=BROWSER_SECRET)
-    draft = gr.BrowserState(None, storage_key="nava-studio-draft", secret=BROWSER_SECRET)
+        with gr.Column(elem_id="authoring"):
+            scene, caption = build_scene(text)
+            voices = build_voices(text)
+            mixer = build_mixer(text)
+            advanced = build_advanced(text)
+        with gr.Column(elem_id="viewing"):
+            stage = build_stage(text)
+            examples = gr.HTML(
+                elem_id="examples",
+                elem_classes="nava-card",
+                visible=False,
+                js_on_load="nava.examples(element, trigger)",
+            )
+    bar = build_footer(text)
+    kept = (
+        gr.BrowserState(None, storage_key=f"nava-studio-{name}", secret=BROWSER_SECRET)
+        for name in ("job", "draft", "form")
+    )
     passed_on = (gr.State(None) for _ in range(3))
-    return Page(header, writing, caption, material, settings, stage, job, draft, *passed_on)
+    return Page(links, header, scene, caption, voices, mixer, advanced, stage, examples, bar, *kept, *passed_on)
+
+
+def _owned(function: Callable[..., Any], *fixed: Any) -> Callable[..., Any]:
+    """A handler that is told who asks."""
+
+    def handler(request: gr.Request, *values: Any) -> Any:
+        return function(*fixed, *values, owner=owner_of(request))
+
+    async def waiting(request: gr.Request, *values: Any) -> Any:
+        return await function(*fixed, *values, owner=owner_of(request))
+
+    return waiting if inspect.iscoroutinefunction(function) else handler
+
+
+def _connect_form(service: Service, page: Page) -> None:
+    """The form is kept in the browser with every change, and its parts follow one another."""
+    names = json.dumps(list(page.form))
+    gr.on(
+        [part.change for part in page.form.values()],
+        None,
+        [page.saved, *page.form.values()],
+        page.saved,
+        js=f"(kept, ...values) => nava.keptForm({names}, kept, values)",
+        **QUIET,
+    )
+    bar, advanced = page.bar, page.advanced
+    bar.seed.change(None, [bar.seed, bar.random_seed, page.job], bar.random_seed, js=TYPED_SEED_COUNTS, **QUIET)
+    bar.quality.input(partial(handlers.choose_quality, service), bar.quality, advanced.steps, **QUIET)
+    advanced.steps.change(
+        partial(handlers.follow_steps, service), advanced.steps, bar.quality, trigger_mode="always_last", **QUIET
+    )
+    negative = advanced.negative_prompt
+    choose_modality = partial(handlers.choose_modality, service)
+    advanced.modality.input(choose_modality, [advanced.modality, negative], negative, **QUIET)
+    connect_mixer(lambda: service.spec, service.text, page.mixer, advanced.modality, page.voices.slots, **QUIET)
 
 
 def _connect_writing(service: Service, page: Page) -> None:
-    writing, voices = page.writing, page.material.voices
-    live = [writing.prompt, *voices]
-    follow = {
-        "fn": partial(handlers.write, service, page),
-        "inputs": live,
-        "outputs": [
-            writing.speech,
-            writing.tokens,
-            writing.suggestion,
-            writing.hint,
-            writing.prompt_error,
-            page.material.voices_note,
-            *voices,
-        ],
-        "trigger_mode": "always_last",
+    scene, voices = page.scene, page.voices
+    live = [scene.prompt, *voices.slots]
+    gr.on(
+        [scene.prompt.change, *(voice.change for voice in voices.slots)],
+        partial(handlers.write, service, page),
+        live,
+        [scene.speech, scene.tokens, scene.suggestion, scene.hint, scene.prompt_error, voices.note, *voices.slots],
+        trigger_mode="always_last",
         **QUIET,
-    }
-    gr.on([writing.prompt.change, *(voice.change for voice in voices)], **follow)
-    writing.suggestion.click(handlers.follow_suggestion, live, writing.prompt, **QUIET)
-    for index, button in enumerate(writing.examples):
-        outputs = [writing.prompt, page.material.image]
-        button.click(partial(handlers.show_example, service, page, index), None, outputs, **QUIET)
-    seed, random_seed = page.settings.seed, page.settings.random_seed
-    seed.change(None, [seed, random_seed, page.job], random_seed, js=TYPED_SEED_COUNTS, **QUIET)
-    negative = page.settings.negative_prompt
-    page.settings.modality.input(
-        partial(handlers.choose_modality, service), [page.settings.modality, negative], negative, **QUIET
     )
+    scene.suggestion.click(handlers.follow_suggestion, live, scene.prompt, **QUIET)
+
+    def choose(event: gr.EventData, stored: Any) -> Any:
+        return handlers.show_example(service, page, stored, getattr(event, "index", None))
+
+    chosen = page.examples.select(choose, page.job, _everything(page), **QUIET)
+    chosen.then(None, js=TO_THE_STAGE, **QUIET)
 
 
 def _connect_rewriting(service: Service, page: Page) -> None:
-    writing, caption, prompt, draft = page.writing, page.caption, page.writing.prompt, page.draft
+    scene, bar, caption, prompt, draft = page.scene, page.bar, page.caption, page.scene.prompt, page.draft
     outputs = _everything(page)
     rewrite = partial(captions.rewrite, service, page)
-    _follow(service, page, writing.rewrite.click(rewrite, [draft, prompt], outputs, **QUIET))
-    both = partial(captions.rewrite_and_generate, service, page)
-    followed = _follow(service, page, writing.rewrite_and_generate.click(both, [draft, *_form(page)], outputs, **QUIET))
-    _watch(service, page, followed, page.handed)
+    _follow(service, page, scene.rewrite.click(rewrite, [draft, prompt], outputs, **QUIET))
+    both = _owned(captions.review_or_generate, service, page)
+    pressed = bar.rewrite_and_generate.click(both, [draft, bar.review, *_form(page)], outputs, **QUIET)
+    _watch(service, page, _follow(service, page, pressed), page.handed)
+    make = _owned(handlers.make_caption, service, page)
+    _watch(service, page, caption.make.click(make, [draft, caption.text, *_form(page)], outputs, **QUIET), page.watched)
     caption.stop.click(partial(captions.stop, service, page), draft, caption.stop, **QUIET)
-    places = [prompt, draft, caption.section, caption.used, caption.text, caption.use]
+    places = [prompt, draft, caption.section, caption.used, caption.text, caption.use, caption.make]
     caption.use.click(partial(captions.use, service, page), [draft, prompt, caption.text], places, **QUIET)
     caption.undo.click(partial(captions.undo, service, page), [draft, prompt], places, **QUIET)
     stale = partial(captions.mark_stale, service, page)
@@ -132,24 +190,28 @@ def _connect_rewriting(service: Service, page: Page) -> None:
 
 
 def _connect_stage(demo: gr.Blocks, service: Service, page: Page) -> None:
-    writing, outputs = page.writing, _everything(page)
-    start = partial(handlers.generate, service, page)
-    pressed = gr.on(
-        [writing.generate.click, writing.prompt.submit], start, [page.draft, *_form(page)], outputs, **QUIET
-    )
+    scene, bar, outputs = page.scene, page.bar, _everything(page)
+    start = _owned(handlers.generate, service, page)
+    pressed = gr.on([bar.generate.click, scene.prompt.submit], start, [page.draft, *_form(page)], outputs, **QUIET)
+    pressed.then(None, js=TO_THE_STAGE, **QUIET)
     _watch(service, page, pressed, page.watched)
-    again = page.stage.again.click(partial(handlers.go_on, service, page), page.job, outputs, **QUIET)
+    again = page.stage.again.click(_owned(handlers.go_on, service, page), page.job, outputs, **QUIET)
     _watch(service, page, again, page.watched)
-    writing.cancel.click(partial(handlers.cancel, service, page), page.job, [writing.cancel, writing.notice], **QUIET)
-    opened = demo.load(partial(handlers.open_page, service, page), [page.job, page.draft], outputs, **QUIET)
+    bar.cancel.click(_owned(handlers.cancel, service, page), page.job, [bar.cancel, bar.notice], **QUIET)
+    words = [page.form[name] for name in ("prompt", "image", "seed", "random_seed", "variations")]
+    shown = demo.load(partial(handlers.restore_words, page), page.saved, words, **QUIET)
+    shown.then(None, js=FORM_IS_SHOWN, **QUIET)
+    kept = [page.job, page.draft, page.saved]
+    opened = demo.load(_owned(handlers.open_page, service, page), kept, outputs, **QUIET)
+    opened.then(None, js="() => nava.modelIsKnown()", **QUIET)
     _watch(service, page, opened, page.watched)
     _watch(service, page, _follow(service, page, opened), page.handed)
     costly = [part for name, part in page.form.items() if name not in NOT_COSTLY]
     gr.on(
-        [part.change for part in (*costly, *page.material.voices)],
+        [part.change for part in (*costly, *page.voices.slots)],
         partial(handlers.estimate, service, page),
         _form(page),
-        writing.estimate,
+        bar.estimate,
         trigger_mode="always_last",
         **QUIET,
     )
@@ -161,7 +223,7 @@ def _watch(service: Service, page: Page, before: Any, job: gr.State) -> None:
     before.then(None, js=SHOW_FIRST_ERROR, **QUIET)
     watched = before.then(partial(handlers.watch, service, page), job, _everything(page), **QUIET)
     watched.then(None, js=SHOW_FIRST_ERROR, **QUIET)
-    watched.then(partial(handlers.estimate, service, page), _form(page), page.writing.estimate, **QUIET)
+    watched.then(partial(handlers.estimate, service, page), _form(page), page.bar.estimate, **QUIET)
 
 
 def _follow(service: Service, page: Page, before: Any) -> Any:
@@ -175,12 +237,12 @@ def _follow(service: Service, page: Page, before: Any) -> Any:
 
 def _form(page: Page) -> list[Any]:
     """The form's components in the order in which handlers take their values."""
-    return [*page.form.values(), *page.material.voices]
+    return [*page.form.values(), *page.voices.slots]
 
 
 def _everything(page: Page) -> list[Any]:
     """Every component that a running job or a newly opened page may change, each once."""
-    writing, caption, settings, stage = page.writing, page.caption, page.settings, page.stage
+    scene, bar, caption, stage = page.scene, page.bar, page.caption, page.stage
     parts = [
         page.header,
         page.job,
@@ -189,23 +251,25 @@ def _everything(page: Page) -> list[Any]:
         page.followed,
         page.handed,
         *_form(page),
-        page.material.voices_note,
+        page.voices.note,
         *page.errors.values(),
-        *writing.examples,
-        writing.generate,
-        writing.cancel,
-        writing.rewrite,
-        writing.rewrite_and_generate,
-        writing.notice,
+        page.examples,
+        bar.generate,
+        bar.cancel,
+        bar.rewrite_and_generate,
+        bar.notice,
+        scene.rewrite,
         caption.section,
         caption.status,
         caption.stale,
+        caption.changes,
         caption.text,
         caption.use,
+        caption.make,
         caption.stop,
         caption.used,
-        settings.guidance_section,
-        settings.advanced_section,
+        page.mixer.section,
+        page.advanced.section,
         stage.picture,
         stage.clip,
         stage.sound,

@@ -31,6 +31,7 @@ FIELD_LABELS = {
     "fps": "seconds.label",
     "num_inference_steps": "steps.label",
     "seed": "seed.label",
+    "variations": "variations.label",
     "guidance": "guidance.title",
 }
 
@@ -58,7 +59,7 @@ def stage_updates(service: Service, page: Page, job: Job) -> Updates:
     progress = views.progress(text, job, engine.remaining(job.id), engine.status.message if paused else None)
     updates = {
         **start_buttons(service, page, busy=not job.finished),
-        page.writing.cancel: cancel_button(text, job),
+        page.bar.cancel: cancel_button(text, job),
         stage.progress: gr.update(value=progress, visible=True),
         stage.picture: gr.update(value=views.stage_picture(text, job, paused), visible=job.state != "done"),
         stage.again: _again_button(text, job, paused),
@@ -75,7 +76,11 @@ def stage_updates(service: Service, page: Page, job: Job) -> Updates:
 def started_job(page: Page, job: Job, random_seed: bool) -> Updates:
     """What the browser keeps of the job that it began."""
     seed = str(job.request.seed)
-    return {page.job: {"id": job.id, "seed": seed, "random_seed": random_seed}, page.settings.seed: seed}
+    return {
+        page.job: {"id": job.id, "seed": seed, "random_seed": random_seed},
+        page.bar.seed: seed,
+        page.examples: gr.update(visible=False),
+    }
 
 
 def start_buttons(service: Service, page: Page, busy: bool = False, rewriting: bool = False) -> Updates:
@@ -84,8 +89,8 @@ def start_buttons(service: Service, page: Page, busy: bool = False, rewriting: b
     key = "generate.busy" if busy else "generate.loading" if state == "loading" else "generate.button"
     usable = not busy and not rewriting and state == "ready"
     return {
-        page.writing.generate: gr.update(value=service.text(key), interactive=usable),
-        page.writing.rewrite_and_generate: gr.update(visible=not busy, interactive=usable),
+        page.bar.generate: gr.update(value=service.text(key), interactive=usable),
+        page.bar.rewrite_and_generate: gr.update(visible=not busy, interactive=usable),
     }
 
 
@@ -108,16 +113,16 @@ def _again_button(text: Catalogue, job: Job, paused: bool) -> Any:
 
 def failure(service: Service, page: Page, error: JobError) -> Updates:
     """The message beside the field that is to blame, with its section opened, and a word near the button."""
-    text, settings = service.text, page.settings
+    text = service.text
     place = page.errors.get(error.field or "")
     if place is None:
-        return {page.writing.notice: note(error_words(text, error), "error")}
+        return {page.bar.notice: note(error_words(text, error), "error")}
     where = text("stage.check_field", field=text(FIELD_LABELS[error.field or ""]))
-    updates: Updates = {place: note(error.message, "error"), page.writing.notice: note(where, "error")}
+    updates: Updates = {place: note(error.message, "error"), page.bar.notice: note(where, "error")}
     if error.field == "guidance":
-        updates[settings.guidance_section] = gr.update(open=True)
-    if error.field == "negative_prompt":
-        updates[settings.advanced_section] = gr.update(open=True)
+        updates[page.mixer.section] = gr.update(open=True)
+    if error.field in ("negative_prompt", "modality", "num_inference_steps"):
+        updates[page.advanced.section] = gr.update(open=True)
     return updates
 
 
@@ -126,7 +131,7 @@ def error_words(text: Catalogue, error: JobError) -> str:
 
 
 def nothing_wrong(page: Page) -> Updates:
-    return {place: note("") for place in [*page.errors.values(), page.writing.notice]}
+    return {place: note("") for place in [*page.errors.values(), page.bar.notice]}
 
 
 def note(words: str, kind: str = "error") -> Any:
