@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import os
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,8 @@ from nava_core.ffmpeg import input_url, run
 
 logger = logging.getLogger("prerender")
 
-EXAMPLES = Path(__file__).parent.parent / "assets" / "examples"
+ROOT = Path(__file__).resolve().parent.parent
+EXAMPLES = Path("assets") / "examples"
 MODEL = "nava-nano"
 STEPS = 60
 POSTER_SIZE = 256
@@ -30,17 +32,19 @@ LARGEST = 8 * 2**20
 def main() -> None:
     parser = argparse.ArgumentParser(description="Make the clips that the page's examples show.")
     parser.add_argument("--seeds", type=int, nargs="+", help="make every example with each of these, to choose from")
-    parser.add_argument("--out", type=Path, default=EXAMPLES)
+    parser.add_argument("--out", type=Path, default=ROOT / EXAMPLES)
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    options.out.mkdir(parents=True, exist_ok=True)
+    out = options.out.resolve()
+    os.chdir(ROOT)  # recipes name an example's picture as it stands in the repository
+    out.mkdir(parents=True, exist_ok=True)
     listed = json.loads((EXAMPLES / "examples.json").read_text(encoding="utf-8"))[MODEL]
     pipeline = load_pipeline()
     for example in listed:
         for seed in options.seeds or [example["seed"]]:
             name = f"{example['clip']}-{seed}" if options.seeds else example["clip"]
-            _make(pipeline, example, seed, options.out / f"{name}.mp4")
-    size = sum(path.stat().st_size for path in options.out.glob("*.mp4"))
+            _make(pipeline, example, seed, out / f"{name}.mp4")
+    size = sum(path.stat().st_size for path in out.glob("*.mp4"))
     logger.info("%d bytes in all", size)
     if not options.seeds and size > LARGEST:
         raise SystemExit(f"the clips take {size} bytes; they may take {LARGEST}")

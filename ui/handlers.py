@@ -61,7 +61,7 @@ def write(service: Service, page: Page, prompt: str, *voices: str | None) -> Upd
         page.scene.hint: note(hint, "hint"),
         page.scene.prompt_error: note(""),
         page.voices.note: _voicesnote(service, len(speech.spans)),
-        **_voice_slots(text, page, speech, voices),
+        **_voice_slots(text, page, speech, voices, spec is None or spec.accepts_speakers),
     }
 
 
@@ -72,9 +72,11 @@ def _tokens(service: Service, prompt: str) -> str:
         return views.message(str(error), "error")
 
 
-def _voice_slots(text: Catalogue, page: Page, speech: SpeechPrompt, voices: tuple[str | None, ...]) -> Updates:
+def _voice_slots(
+    text: Catalogue, page: Page, speech: SpeechPrompt, voices: tuple[str | None, ...], accepted: bool
+) -> Updates:
     """A slot for each span and never fewer than two; one that holds a recording stays in sight."""
-    shown = max(2, len(speech.spans), _last_filled(voices))
+    shown = max(2, len(speech.spans), _last_filled(voices)) if accepted else 0
     updates: Updates = {}
     for index, slot in enumerate(page.voices.slots):
         if index < len(speech.spans):
@@ -339,7 +341,7 @@ def _model_ready(service: Service, page: Page, spec: ModelSpec) -> Updates:
     updates[page.examples] = gr.update(value=examples_view(text, examples), visible=bool(examples))
     updates[page.voices.note] = _voicesnote(service)
     if not spec.accepts_speakers:
-        updates |= {slot: gr.update(interactive=False) for slot in page.voices.slots}
+        updates |= {slot: gr.update(visible=False) for slot in page.voices.slots}
     return updates
 
 

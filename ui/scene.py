@@ -66,6 +66,7 @@ def build_scene(text: Catalogue) -> tuple[ScenePanel, CaptionPanel]:
                     sources=["upload", "clipboard"],
                     height=150,
                     buttons=[],
+                    placeholder=text("image.placeholder"),
                     elem_id="image",
                 )
                 image_error = message_place()

@@ -103,7 +103,6 @@ def build_page(text: Catalogue, status: EngineStatus, links: dict[str, str] | No
             stage = build_stage(text)
             examples = gr.HTML(
                 elem_id="examples",
-                elem_classes="nava-card",
                 visible=False,
                 js_on_load="nava.examples(element, trigger)",
             )

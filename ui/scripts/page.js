@@ -46,6 +46,10 @@ window.nava = (() => {
     if (document.getElementById("studio")) {
       document.querySelectorAll("main").forEach(main => set(main, "role", "presentation"));
     }
+    // Gradio names them in its own words, which are not those that one sees.
+    document.querySelectorAll("#studio button.upload-container, #studio .upload-container > button").forEach(button => {
+      if (button.innerText.trim()) set(button, "aria-label", button.innerText.trim());
+    });
     const language = document.querySelector("[data-nava-language]")?.dataset.navaLanguage;
     if (language) set(document.documentElement, "lang", language);
   }
