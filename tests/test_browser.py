@@ -60,7 +60,7 @@ CAPTION_HOLDS = """text => document.querySelector('#caption-status [data-outcome
     && document.querySelector('#caption textarea').value.includes(text)"""
 ENGLISH = "A red ball falls. She says: ~~Hello <b>there</b>~~"
 READ_AS_PYTHON = "texts => texts.map(text => nava.parseSpeech(text).map(span => [span.text, span.closed]))"
-USABLE_WITHIN = 60.0  # seconds on a busy machine; docs/studio-evidence.md has what an idle one takes
+USABLE_WITHIN = 60.0  # seconds, on a machine that is busy with something else
 DESKTOP, PHONE = {"width": 1440, "height": 900}, {"width": 390, "height": 844}
 
 

@@ -8,7 +8,7 @@ import gradio as gr
 
 # The page's own come first: features build on them.
 STYLES = sorted(Path(__file__).with_name("styles").glob("*.css"), key=lambda path: (path.stem != "studio", path.stem))
-SCRIPTS = [Path(__file__).parent / "scripts" / name for name in ("page.js", "scene.js")]
+SCRIPTS = [Path(__file__).parent / "scripts" / f"{name}.js" for name in ("page", "scene")]
 
 _ACCENT = gr.themes.Color(
     name="nava",
