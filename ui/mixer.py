@@ -69,8 +69,12 @@ def build_mixer(text: Catalogue) -> MixerPanel:
 def preset_guidance(preset: Preset, spec: ModelSpec) -> Guidance:
     """A preset's scales for a model: the model's own, some of them larger or smaller."""
     own = spec.guidance
-    scaled = {name: min(round(getattr(own, name) * factor, 1), LARGEST) for name, factor in FACTORS[preset].items()}
-    return replace(own, **scaled, **({"align": True} if preset == "lips" else {}))
+    changes: dict[str, Any] = {
+        name: min(round(getattr(own, name) * factor, 1), LARGEST) for name, factor in FACTORS[preset].items()
+    }
+    if preset == "lips":
+        changes["align"] = True
+    return replace(own, **changes)
 
 
 def preset_of(guidance: Guidance, spec: ModelSpec) -> Preset | None:
