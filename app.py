@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING, get_args
 
 if TYPE_CHECKING:
     from nava_core.engine import QueueEngine, Runner
+    from ui.library.gallery import Gallery
+    from ui.library.voices import VoiceLibrary
     from ui.rewriting import RewriteDesk
 
 logger = logging.getLogger("nava_studio")
@@ -74,9 +76,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from nava_core.engine import EngineError
 
     try:
-        with closing(_make_desk(options)) as desk, closing(_make_engine(options, desk)) as engine:
-            return _serve(engine, desk, options)
-    except EngineError as error:
+        with (
+            closing(_make_desk(options)) as desk,
+            closing(_make_engine(options, desk)) as engine,
+            closing(_make_voices(options)) as voices,
+            closing(_make_gallery(options, engine)) as gallery,
+        ):
+            return _serve(engine, desk, voices, gallery, options)
+    except (EngineError, ValueError) as error:
         logger.error("%s", error)
         return USAGE_ERROR
     except KeyboardInterrupt:
@@ -107,11 +114,28 @@ def _make_engine(options: argparse.Namespace, desk: RewriteDesk) -> QueueEngine:
     )
 
 
-def _serve(engine: QueueEngine, desk: RewriteDesk, options: argparse.Namespace) -> int:
+def _make_voices(options: argparse.Namespace) -> VoiceLibrary:
+    from ui.library.voices import VOICES, VoiceLibrary
+
+    return VoiceLibrary(options.output_dir / VOICES)
+
+
+def _make_gallery(options: argparse.Namespace, engine: QueueEngine) -> Gallery:
+    """Raises ValueError where its index cannot be used."""
+    from ui.library.gallery import GALLERY_DATABASE, Gallery
+
+    gallery = Gallery(options.output_dir / GALLERY_DATABASE, options.output_dir)
+    gallery.watch(engine)
+    return gallery
+
+
+def _serve(
+    engine: QueueEngine, desk: RewriteDesk, voices: VoiceLibrary, gallery: Gallery, options: argparse.Namespace
+) -> int:
     """Show the page while the model loads; end with 2 where either is impossible."""
     from ui import create_ui, launch_options
 
-    demo = create_ui(engine, options.language, desk)
+    demo = create_ui(engine, options.language, desk, voices, gallery)
     try:
         demo.launch(
             server_name=options.host,

@@ -52,9 +52,10 @@ def main() -> None:
 def _story(page: Any, options: argparse.Namespace, suffix: str) -> None:
     out = options.out
     page.wait_for_selector("#generate:not([disabled])")
+    page.wait_for_selector(".nava-example")
     _shoot(page, out, f"studio-empty{suffix}")
 
-    page.click(f"#examples button >> nth={options.example}")
+    page.click(f".nava-example >> nth={options.example}")
     page.wait_for_selector("#tokens .nava-tokens")
     page.fill("#seed input", "seven")
     page.click("#generate")
@@ -69,6 +70,7 @@ def _story(page: Any, options: argparse.Namespace, suffix: str) -> None:
     _shoot(page, out, f"studio-rewritten{suffix}", full_page=True)
 
     # A clip of few steps is made before its picture can be taken.
+    page.click("#advanced > button")
     steps = page.input_value("#steps input[type=number]")
     page.fill("#steps input[type=number]", MOST_STEPS)
     page.keyboard.press("Tab")

@@ -17,8 +17,8 @@ from nava_core.request import GenerationRequest, ModelSpec
 from ui.catalogue import Catalogue
 from ui.gallery import GalleryPanel, build_gallery, connect_gallery
 from ui.library.gallery import Gallery, private_paths
+from ui.service import Service
 from ui.theme import STYLES, studio_theme
-from ui.updates import Service
 
 SPEC = ModelSpec("nava-nano", 96, 64, ((96, 64), (64, 64)), 0.5, 2.0, 24, 4, negative_prompt="模糊")
 

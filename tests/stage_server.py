@@ -16,8 +16,8 @@ from nava_core.media import write_audio, write_clip
 from nava_core.request import GenerationRequest
 from ui.catalogue import Catalogue
 from ui.compare import ComparePanel, build_compare, connect_compare
+from ui.service import Service
 from ui.stage import StagePanel, build_stage, connect_stage, stage_updates
-from ui.updates import Service
 
 WIDTH, HEIGHT, FPS, SECONDS, RATE = 96, 64, 24, 4, 16_000
 LINES = ("Hello <b>there</b>", "How are you today, my friend?")

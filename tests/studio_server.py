@@ -102,9 +102,16 @@ def offline_desk() -> RewriteDesk:
 def studio(engine: Engine, output_dir: Path, language: str = "en", desk: RewriteDesk | None = None) -> Iterator[str]:
     """The page over `engine`, on a free port; yields its address. desk: by default one that rewrites by rule."""
     from ui import create_ui, launch_options
+    from ui.library.gallery import GALLERY_DATABASE, Gallery
+    from ui.library.voices import VOICES, VoiceLibrary
 
-    with closing(desk or offline_desk()) as desk:
-        demo = create_ui(engine, language, desk)
+    with (
+        closing(desk or offline_desk()) as desk,
+        closing(VoiceLibrary(output_dir / VOICES)) as voices,
+        closing(Gallery(output_dir / GALLERY_DATABASE, output_dir)) as gallery,
+    ):
+        gallery.watch(engine)
+        demo = create_ui(engine, language, desk, voices, gallery)
         _, url, _ = demo.launch(prevent_thread_lock=True, quiet=True, **launch_options(output_dir))
         try:
             yield url

@@ -41,13 +41,14 @@ from nava_core.speech import parse_speech
 from rewriter import Rewriter
 from ui import captions, handlers, updates, views
 from ui.catalogue import LANGUAGES, Catalogue, entries
+from ui.differences import differences_view
 from ui.examples import examples_for
 from ui.hints import known_words, outside_hint
 from ui.panels import Page
 from ui.rewriting import RewriteDesk
+from ui.service import Service
 from ui.state import VOICE_SLOTS, Form, form_values
 from ui.studio import build_page
-from ui.updates import Service
 
 ROOT = Path(__file__).parent.parent
 TEXT = Catalogue("en")
@@ -114,18 +115,18 @@ class _Tags(HTMLParser):
 @settings(deadline=None)
 @given(st.lists(st.sampled_from([*"ab~<>&\"'\n/SE=", "~~", "<script>", "</mark>", "<img onerror=x>"])).map("".join))
 def test_nothing_typed_becomes_html(prompt: str) -> None:
-    found = _Tags(views.speech(TEXT, parse_speech(prompt)))
-    assert found.tags <= {"p", "div", "mark"}
-    if parse_speech(prompt).spans:
-        shown = re.sub(r"^Spoken lines: \d+", "", found.words)
-        spoken = parse_speech(prompt).spans
-        assert all(span.text in shown for span in spoken)
+    rewritten = prompt.replace("a", "c")
+    found = _Tags(differences_view(TEXT, prompt, rewritten))
+    assert found.tags <= {"p", "div", "section", "h3", "mark", "ins", "del"}
+    words = found.words.replace("Your prompt", "", 1).replace("Rewritten", "", 1)
+    assert words.removesuffix(TEXT("caption.anew")) == prompt + rewritten
 
 
-def test_spans_are_numbered_and_an_open_one_says_so() -> None:
-    html = views.speech(TEXT, parse_speech("她说 ~~你好~~ 他说 ~~再见"))
-    assert re.findall(r'data-number="(\d)"[^>]*>(\S+?)</mark>', html) == [("1", "你好"), ("2", "再见")]
-    assert html.count("data-open") == 1
+def test_spoken_lines_are_counted_and_an_open_one_says_so() -> None:
+    html = views.speech(TEXT, parse_speech("她说 ~~你好~~ 他说 ~~再见"), (3, 1))
+    assert "Spoken lines: 2" in html and "no closing ~~" in html and 'data-colours="3,1"' in html
+    assert "no closing" not in views.speech(TEXT, parse_speech("~~你好~~"))
+    assert "No spoken lines" in views.speech(TEXT, parse_speech("雨"))
     assert views.colour(1) == views.colour(1 + views.SPAN_COLOURS) != views.colour(2)
 
 
@@ -156,6 +157,7 @@ def form(**changes: Any) -> Form:
         "steps": 7,
         "seed": "5",
         "random_seed": False,
+        "variations": 1,
         "video": 1.0,
         "audio": 2.0,
         "video_align": 3.0,
@@ -176,7 +178,7 @@ def test_the_form_becomes_a_request_and_a_request_the_form_again(tmp_path: Path)
     assert request.speakers == (None, str(voice))
     assert (request.width, request.height, request.seconds, request.seed) == (832, 480, 3.0, 5)
     again = form_values(request.resolve(SPEC), SPEC)
-    assert Form(**again | {"voices": tuple(again["voices"]), "random_seed": False}) == written
+    assert Form(**again | {"voices": tuple(again["voices"]), "random_seed": False, "variations": 1}) == written
 
 
 def test_a_random_seed_wins_over_the_one_shown_and_a_seed_in_words_is_refused() -> None:
@@ -284,23 +286,23 @@ def test_an_error_stands_beside_its_field_and_nothing_typed_changes(
         assert shown[place]["visible"] and 'data-kind="error"' in shown[place]["value"]
         others = set(page.errors.values()) - {place}
         assert not any(shown[other]["visible"] for other in others)
-        assert shown[page.writing.notice]["visible"]
+        assert shown[page.bar.notice]["visible"]
         assert not set(shown) & set(page.form.values())
 
 
 def test_a_job_is_watched_to_its_clip(service: Service, page: Page) -> None:
     started = handlers.generate(service, page, None, *values_of(page, random_seed=True))
     assert not any(started[place]["visible"] for place in page.errors.values())
-    assert not started[page.writing.generate]["interactive"] and started[page.writing.cancel]["visible"]
+    assert not started[page.bar.generate]["interactive"] and started[page.bar.cancel]["visible"]
     job_id = started[page.watched]
     watched = run(handlers.watch(service, page, job_id))
     assert len({frozenset(update) for update in watched}) == 1, "each state is whole"
     job, last = service.engine.job(job_id), watched[-1]
-    assert started[page.job]["id"] == job_id and started[page.settings.seed] == str(job.request.seed)
+    assert started[page.job]["id"] == job_id and started[page.bar.seed] == str(job.request.seed)
     assert job.result is not None and job.result.name in last[page.stage.clip]["value"]
     assert last[page.stage.made]["clip"] == str(job.result)
     assert str(job.request.seed) in last[page.stage.recipe] and last[page.stage.recipe_json] == job.recipe
-    assert last[page.writing.generate]["interactive"] and not last[page.writing.cancel]["visible"]
+    assert last[page.bar.generate]["interactive"] and not last[page.bar.cancel]["visible"]
 
 
 def test_watching_nothing_changes_nothing(service: Service, page: Page) -> None:
@@ -311,34 +313,34 @@ def test_a_reloaded_page_shows_the_last_result_and_what_was_asked(service: Servi
     started = handlers.generate(service, page, None, *values_of(page))
     run(handlers.watch(service, page, started[page.watched]))
     shown = asyncio.run(handlers.open_page(service, page, started[page.job], None))
-    assert shown[page.writing.prompt]["value"] == form().prompt
-    assert shown[page.settings.random_seed]["value"] is False
-    assert shown[page.settings.size]["value"] == "96x64" and shown[page.settings.seconds]["value"] == 0.5
-    assert shown[page.settings.size]["choices"] and shown[page.watched] == started[page.watched]
+    assert shown[page.scene.prompt]["value"] == form().prompt
+    assert shown[page.bar.random_seed]["value"] is False
+    assert shown[page.bar.size]["value"] == "96x64" and shown[page.bar.seconds]["value"] == 0.5
+    assert shown[page.bar.size]["choices"] and shown[page.watched] == started[page.watched]
     assert shown[page.stage.clip]["visible"] and ".mp4" in shown[page.stage.clip]["value"]
 
 
 def test_a_job_from_before_a_restart_is_forgotten_quietly(service: Service, page: Page) -> None:
     shown = asyncio.run(handlers.open_page(service, page, {"id": "gone", "random_seed": True}, None))
     assert shown[page.job] is None and shown[page.watched] is None
-    assert "value" not in shown.get(page.writing.prompt, {}) and shown[page.writing.generate]["interactive"]
+    assert "value" not in shown.get(page.scene.prompt, {}) and shown[page.bar.generate]["interactive"]
 
 
 def test_a_failure_inside_the_program_is_told_with_what_was_written_kept(service: Service, page: Page) -> None:
     for kind in ("internal", "out_of_memory", "model"):
         shown = updates.failure(service, page, JobError("boom <b>", kind=kind))  # type: ignore[arg-type]
-        assert set(shown) == {page.writing.notice} and "<b>" not in shown[page.writing.notice]["value"]
+        assert set(shown) == {page.bar.notice} and "<b>" not in shown[page.bar.notice]["value"]
 
 
 def test_writing_shows_spans_slots_hint_and_suggestion(service: Service, page: Page) -> None:
     voices = ("a", "b", *[None] * (VOICE_SLOTS - 2))
     shown = handlers.write(service, page, "猫 ~~Hello~~Hi there", *voices)
-    assert shown[page.writing.suggestion]["visible"] and shown[page.writing.hint]["visible"]
-    assert [shown[slot]["visible"] for slot in page.material.voices[:3]] == [True, True, False]
+    assert shown[page.scene.suggestion]["visible"] and shown[page.scene.hint]["visible"]
+    assert [shown[slot]["visible"] for slot in page.voices.slots[:3]] == [True, True, False]
     assert handlers.follow_suggestion("猫 ~~Hello~~Hi there", *voices) == "猫 ~~Hello~~~~Hi there~~"
     three = handlers.write(service, page, "圆球 ~~a~~ ~~b~~ ~~<i>c~~", *[None] * VOICE_SLOTS)
-    assert [three[slot]["visible"] for slot in page.material.voices[:4]] == [True, True, True, False]
-    assert "<i>c" in three[page.material.voices[2]]["label"] and not three[page.writing.hint]["visible"]
+    assert [three[slot]["visible"] for slot in page.voices.slots[:4]] == [True, True, True, False]
+    assert "<i>c" in three[page.voices.slots[2]]["label"] and not three[page.scene.hint]["visible"]
 
 
 def test_the_negative_prompt_follows_the_modality_unless_it_is_ones_own(service: Service) -> None:

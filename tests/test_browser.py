@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import random
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,7 +18,9 @@ from studio_server import TypingModel, slow_down, studio, tiny_pipeline
 
 from nava_core.engine import InProcessEngine
 from nava_core.media import read_recipe
+from nava_core.speech import parse_speech
 from rewriter import Rewriter
+from ui.examples import examples_for
 from ui.rewriting import RewriteDesk
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
@@ -35,7 +39,7 @@ PATIENCE = 240_000  # milliseconds, on a machine that is busy with something els
 UNNAMED_CONTROLS = """() => {
     const named = e => e.ariaLabel || e.title || e.innerText?.trim()
         || [...(e.labels || [])].some(label => label.innerText.trim());
-    return [...document.querySelectorAll('#studio input, #studio textarea, #studio button')]
+    return [...document.querySelectorAll('main input, main textarea, main button')]
         .filter(e => e.checkVisibility() && !named(e)).map(e => e.outerHTML.slice(0, 200));
 }"""
 # Both places are read in one layout, and again until the page has come to rest: it scrolls to the message.
@@ -46,13 +50,17 @@ BESIDE_ITS_FIELD = """text => {
     const below = message.top - field.bottom;
     return below >= 0 && below < 60 && Math.abs(message.left - field.left) < 20;
 }"""
-PANELS = "const [writing, stage] = ['#writing', '#stage'].map(e => document.querySelector(e).getBoundingClientRect());"
+PANELS = (
+    "const [writing, stage] = ['#authoring', '#stage'].map(e => document.querySelector(e).getBoundingClientRect());"
+)
 BESIDE_EACH_OTHER = f"() => {{ {PANELS} return stage.left >= writing.right; }}"
 BELOW_EACH_OTHER = f"() => {{ {PANELS} return stage.top >= writing.bottom; }}"
 PROMPT_IS = "text => document.querySelector('#prompt textarea').value === text"
 CAPTION_HOLDS = """text => document.querySelector('#caption-status [data-outcome]')
     && document.querySelector('#caption textarea').value.includes(text)"""
 ENGLISH = "A red ball falls. She says: ~~Hello <b>there</b>~~"
+READ_AS_PYTHON = "texts => texts.map(text => nava.parseSpeech(text).map(span => [span.text, span.closed]))"
+USABLE_WITHIN = 60.0  # seconds, on a machine that is busy with something else
 DESKTOP, PHONE = {"width": 1440, "height": 900}, {"width": 390, "height": 844}
 
 
@@ -136,8 +144,8 @@ def step_shown(page: Any) -> int:
 def test_from_prompt_to_clip(context: Any, url: str, pipeline: Any, tmp_path: Path) -> None:
     with opened(context, url) as page:
         write(page, "一个圆球落下。她说：~~你好~~ 他说：~~<img src=x onerror='window.bad=1'>~~")
-        page.wait_for_selector("#speech mark >> nth=1")
-        assert page.locator("#speech mark").all_inner_texts()[1] == "<img src=x onerror='window.bad=1'>"
+        page.wait_for_selector("#prompt mark >> nth=1")
+        assert page.locator("#prompt mark").all_inner_texts()[1] == "~~<img src=x onerror='window.bad=1'>~~"
         assert page.evaluate("window.bad") is None
         page.wait_for_selector("#tokens >> text=of 512 tokens")
         with slow_down(pipeline, 0.2):
@@ -207,6 +215,7 @@ def test_first_frame_and_voices_reach_the_clip(context: Any, url: str, engine: I
 def test_cancel_takes_a_step_at_most(context: Any, url: str, pipeline: Any, engine: InProcessEngine) -> None:
     with opened(context, url) as page:
         write(page, "一个圆球")
+        page.click("#advanced > button")
         page.fill("#steps input[type=number]", "100")
         page.keyboard.press("Tab")
         with slow_down(pipeline, 0.5):
@@ -246,16 +255,126 @@ def test_the_page_fits_and_every_control_has_a_name(context: Any, url: str, size
     with opened(context, url) as page:
         page.set_viewport_size(size)
         write(page, "圆球 ~~" + "长" * 300 + "~~ " + "x" * 200)
-        page.wait_for_selector("#speech mark")
+        page.wait_for_selector("#prompt mark")
         page.click("#rewrite")
         page.wait_for_selector("#use-caption")
-        page.click("#guidance button")
-        page.click("#advanced button")
+        page.click("#guidance > button")
+        page.click("#advanced > button")
+        if size is PHONE:
+            page.click(".nava-disclosure")
         page.wait_for_selector("#negative-prompt textarea")
         assert page.evaluate("document.documentElement.scrollWidth") <= size["width"]
         unnamed = page.evaluate(UNNAMED_CONTROLS)
         assert unnamed == []
         page.wait_for_function(BESIDE_EACH_OTHER if size is DESKTOP else BELOW_EACH_OTHER)
+
+
+@pytest.mark.parametrize("size", [DESKTOP, PHONE], ids=["desktop", "phone"])
+@pytest.mark.parametrize("language", ["", "zh"])
+def test_axe_finds_nothing_serious(context: Any, url: str, size: dict[str, int], language: str) -> None:
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
+    with opened(context, url + language) as page:
+        page.set_viewport_size(size)
+        write(page, "圆球 ~~你好~~ ~~再见")
+        page.wait_for_selector("#prompt mark")
+        page.click("#rewrite")
+        page.wait_for_selector("#use-caption")
+        page.click("#guidance > button")
+        page.click("#advanced > button")
+        page.wait_for_selector("#negative-prompt textarea")
+        if size is PHONE:
+            page.click(".nava-disclosure")
+        for theme in ("light", "dark"):
+            page.evaluate("theme => localStorage.setItem('nava-studio-theme', theme)", theme)
+            page.evaluate("nava.look()")
+            page.wait_for_function("theme => document.documentElement.dataset.theme === theme", arg=theme)
+            found = axe.run(page).response["violations"]
+            grave = [
+                (item["id"], node["html"])
+                for item in found
+                if item["impact"] in ("serious", "critical")
+                for node in item["nodes"]
+            ]
+            assert grave == []
+
+
+def test_the_browser_reads_speech_as_the_model_is_told(context: Any, url: str) -> None:
+    draw = random.Random(5)
+    pieces = [*"ab 你\n\t", "~~", "~", "<S>", "<E>", "<extra_id_2>", "\u2028", "😀", "\x85"]
+    texts = ["".join(draw.choices(pieces, k=draw.randrange(14))) for _ in range(1500)]
+    expected = [[[span.text, span.closed] for span in parse_speech(text).spans] for text in texts]
+    with opened(context, url) as page:
+        assert page.evaluate(READ_AS_PYTHON, texts) == expected
+
+
+def test_the_form_survives_a_reload_and_the_other_language(context: Any, url: str) -> None:
+    with opened(context, url) as page:
+        write(page, "一个圆球 ~~你好~~")
+        page.fill("#seed input", "77")
+        page.click("#size label >> nth=1")
+        page.click("#variations label >> nth=1")
+        page.click("#guidance > button")
+        page.click("#preset label >> nth=1")
+        page.wait_for_function("document.querySelector('#guidance-video-align input[type=number]').value === '4.5'")
+        page.wait_for_selector("#mixer-cost >> text=passes of the model")
+        page.wait_for_function("localStorage.getItem('nava-studio-form') !== null")
+        page.wait_for_timeout(300)  # what the browser keeps is written behind the page's back
+        page.click(".nava-switch[lang=zh]")
+        page.wait_for_selector(".nava-switch[lang=en]")
+        page.wait_for_selector("#generate:not([disabled])")
+        for _ in range(2):
+            page.wait_for_function(PROMPT_IS, arg="一个圆球 ~~你好~~")
+            page.wait_for_selector("#size label.selected >> text=64×64")
+            page.wait_for_selector("#variations label.selected >> text=×2")
+            page.wait_for_function("document.querySelector('#guidance-video-align input[type=number]').value === '4.5'")
+            assert page.input_value("#seed input") == "77" and not page.is_checked("#random-seed input")
+            assert "生成" in page.inner_text("#generate") and page.evaluate("document.documentElement.lang") == "zh"
+            page.reload()
+            page.wait_for_selector("#generate:not([disabled])")
+
+
+def test_the_theme_follows_the_system_until_somebody_chooses(context: Any, url: str) -> None:
+    with opened(context, url) as page:
+        page.emulate_media(color_scheme="dark")
+        page.wait_for_selector("body.dark")
+        page.click("[data-nava-theme]")
+        page.wait_for_selector("body:not(.dark)")
+        page.reload()
+        page.wait_for_selector('[data-nava-theme][aria-pressed="false"]')
+        page.wait_for_selector("body:not(.dark)")
+
+
+def test_an_example_brings_its_clip_and_its_recipe(context: Any, url: str) -> None:
+    with opened(context, url) as page:
+        page.click(".nava-example >> nth=0")
+        page.wait_for_selector("#clip video")
+        page.wait_for_function("document.querySelector('#clip video').videoWidth === 128")
+        recipe = read_recipe(examples_for("nava-nano")[0].clip)
+        page.wait_for_function(PROMPT_IS, arg=recipe["prompt"])
+        page.wait_for_function("seed => document.querySelector('#seed input').value === seed", arg=str(recipe["seed"]))
+        assert not page.is_checked("#random-seed input")
+
+
+def test_variations_are_one_group_of_consecutive_seeds(context: Any, url: str, engine: InProcessEngine) -> None:
+    with opened(context, url) as page:
+        write(page, "一个圆球")
+        page.fill("#seed input", "40")
+        page.click("#variations label >> nth=1")
+        page.click("#generate")
+        page.wait_for_selector("#cancel")
+        page.wait_for_selector("#generate:not([disabled])")
+        page.wait_for_function("document.querySelector('#recipe')?.innerText.includes('41')")
+    made = engine.jobs()[:2]
+    assert sorted(job.request.seed or 0 for job in made) == [40, 41]
+    assert made[0].variations == made[1].variations is not None
+
+
+def test_the_page_is_usable_soon(context: Any, url: str) -> None:
+    began = time.monotonic()
+    with opened(context, url):
+        seconds = time.monotonic() - began
+    print(f"from opening to usable: {seconds:.1f} s")
+    assert seconds < USABLE_WITHIN
 
 
 def test_a_prompt_outside_the_models_world_gets_a_hint(context: Any, url: str) -> None:
@@ -316,7 +435,7 @@ def test_thinking_is_a_quiet_sign_and_writing_can_be_stopped(context: Any, typin
         write(page, "a quiet café")
         page.click("#rewrite")
         page.wait_for_selector('#caption-status [data-state="thinking"]')
-        assert "SECRET" not in page.inner_text("#writing") and page.input_value("#caption textarea") == ""
+        assert "SECRET" not in page.inner_text("#scene") and page.input_value("#caption textarea") == ""
         model.thought.set()
         page.wait_for_function(
             "document.querySelector('#caption-status [data-state=writing]')"

@@ -21,7 +21,7 @@ from ui.cast import build_cast, connect_cast
 from ui.catalogue import Catalogue
 from ui.library.voices import VoiceLibrary
 from ui.script import build_script, connect_script
-from ui.updates import Service
+from ui.service import Service
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium on the PATH")
 CARD = ".nava-voice-card"

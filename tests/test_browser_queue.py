@@ -23,8 +23,8 @@ from nava_core.engine.runner import Outcome, Progress, RunFailed
 from nava_core.request import GenerationRequest
 from ui.catalogue import Catalogue
 from ui.queue import build_queue, connect_queue
+from ui.service import Service
 from ui.studio import launch_options
-from ui.updates import Service
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium on the PATH")
 

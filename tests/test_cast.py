@@ -22,7 +22,7 @@ from ui.assignments import Assignments
 from ui.catalogue import Catalogue, entries
 from ui.library.recordings import Finding
 from ui.library.voices import VoiceLibrary
-from ui.updates import Service
+from ui.service import Service
 
 TEXT = Catalogue("en")
 BAD = "<img src=x onerror='bad()'>\"&"

@@ -32,8 +32,8 @@ from ui.gallery_handlers import Action, Filters
 from ui.library.clips import Clip, Stack, UnknownClip
 from ui.library.gallery import GALLERY_DATABASE, TRASH_SECONDS, Gallery, private_paths
 from ui.reuse import PARTS, reused_form
+from ui.service import Service
 from ui.state import form_values
-from ui.updates import Service
 
 TEXT = Catalogue("en")
 NASTY = "<img src=x onerror='window.bad=1'> & \"quoted\" {{this}} ${1+1}"

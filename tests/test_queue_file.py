@@ -26,7 +26,7 @@ from ui import queue_file
 from ui.catalogue import Catalogue
 from ui.queue_export import write_export
 from ui.queue_file import ImportPlan, Problem, read_plan, read_uploads
-from ui.updates import Service
+from ui.service import Service
 
 
 @pytest.fixture(scope="module")

@@ -22,7 +22,7 @@ from ui.catalogue import Catalogue, entries
 from ui.queue import QueueDesk
 from ui.queue_feed import LISTED, QueueFeed
 from ui.queue_view import Row
-from ui.updates import Service
+from ui.service import Service
 
 EVIL = "<img src=x onerror='window.bad=1'>"
 TWO_LINES = "A café. She: ~~Hello~~ He: ~~Hi!~~"

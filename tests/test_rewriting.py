@@ -26,9 +26,10 @@ from ui import captions, handlers, stage_views, views
 from ui.catalogue import Catalogue
 from ui.panels import Page
 from ui.rewriting import IN_PROCESS, ConsiderateRunner, RewriteDesk, Rewriting, UnknownRewriting
+from ui.service import Service
 from ui.state import VOICE_SLOTS, Draft
 from ui.studio import build_page
-from ui.updates import Service, stage_updates
+from ui.updates import stage_updates
 
 TEXT = Catalogue("en")
 PROMPT = "A red ball falls. She says: ~~Hello there~~"
@@ -274,7 +275,7 @@ def service(engine: QueueEngine, desk: RewriteDesk) -> Service:
 
 def values_of(page: Page, prompt: str, **changes: Any) -> list[Any]:
     values = {"prompt": prompt, "negative_prompt": "", "image": None, "modality": "audio", "size": "96x64"}
-    values |= {"seconds": 0.5, "steps": 2, "seed": "5", "random_seed": False, "align": True}
+    values |= {"seconds": 0.5, "steps": 2, "seed": "5", "random_seed": False, "variations": 1, "align": True}
     values |= {"video": 1.0, "audio": 1.0, "video_align": 1.0, "audio_align": 1.0, "timbre": 1.0} | changes
     return [*(values[name] for name in page.form), *[None] * VOICE_SLOTS]
 
@@ -296,17 +297,17 @@ def test_a_caption_comes_into_its_box_and_into_the_prompts_place_when_asked(
 ) -> None:
     model.typed.clear()
     begun = captions.rewrite(service, page, None, PROMPT)
-    assert begun[page.caption.section]["visible"] and not begun[page.writing.rewrite]["interactive"]
-    assert page.writing.prompt not in begun and page.writing.generate not in begun
+    assert begun[page.caption.section]["visible"] and not begun[page.scene.rewrite]["interactive"]
+    assert page.scene.prompt not in begun and page.bar.generate not in begun
     model.typed.set()
     done = follow(service, page, begun)
     caption, draft = done[page.caption.text]["value"], begun[page.draft]
     assert "~~Hello there~~" in caption and done[page.caption.text]["interactive"]
     assert "typing model" in done[page.caption.status] and "as it was written" in done[page.caption.status]
-    assert done[page.writing.rewrite]["interactive"] and page.writing.prompt not in done
+    assert done[page.scene.rewrite]["interactive"] and page.scene.prompt not in done
 
     used = captions.use(service, page, draft, PROMPT, caption + "！")
-    assert used[page.writing.prompt] == caption + "！"
+    assert used[page.scene.prompt] == caption + "！"
     assert not used[page.caption.section]["visible"] and used[page.caption.used]["visible"]
     started = handlers.generate(service, page, used[page.draft], *values_of(page, caption + "！"))
     assert service.engine.job(started[page.watched]).request.original_prompt == PROMPT
@@ -314,7 +315,7 @@ def test_a_caption_comes_into_its_box_and_into_the_prompts_place_when_asked(
     assert service.engine.job(changed[page.watched]).request.original_prompt is None
 
     back = captions.undo(service, page, used[page.draft], caption + "！！")
-    assert back[page.writing.prompt] == PROMPT and back[page.caption.text]["value"] == caption + "！！"
+    assert back[page.scene.prompt] == PROMPT and back[page.caption.text]["value"] == caption + "！！"
     assert back[page.caption.section]["visible"] and not back[page.caption.used]["visible"]
     assert captions.use(service, page, draft, PROMPT, " ").keys() == {page.caption.section}
     assert captions.undo(service, page, None, PROMPT).keys() == {page.caption.used}
@@ -338,8 +339,8 @@ def test_stopping_keeps_the_prompt_and_shows_no_half_caption(
     assert not captions.stop(service, page, begun[page.draft])[page.caption.stop]["interactive"]
     stopped = follow(service, page, begun)
     assert stopped[page.caption.text]["value"] == "" and not stopped[page.caption.text]["visible"]
-    assert "Stopped" in stopped[page.caption.status] and stopped[page.writing.rewrite]["interactive"]
-    assert page.writing.prompt not in stopped
+    assert "Stopped" in stopped[page.caption.status] and stopped[page.scene.rewrite]["interactive"]
+    assert page.scene.prompt not in stopped
 
 
 def test_rewrite_and_generate_makes_the_caption_and_leaves_the_prompt(
@@ -347,12 +348,12 @@ def test_rewrite_and_generate_makes_the_caption_and_leaves_the_prompt(
 ) -> None:
     model.typed.clear()
     begun = captions.rewrite_and_generate(service, page, None, *values_of(page, PROMPT))
-    assert not begun[page.writing.generate]["interactive"]
-    assert not begun[page.writing.rewrite_and_generate]["interactive"]
+    assert not begun[page.bar.generate]["interactive"]
+    assert not begun[page.bar.rewrite_and_generate]["interactive"]
     model.typed.set()
     done = follow(service, page, begun)
     job_id = done[page.handed]
-    assert done[page.job]["id"] == job_id and page.writing.prompt not in done
+    assert done[page.job]["id"] == job_id and page.scene.prompt not in done
     made = list(service.engine.events(job_id))[-1]
     assert made.state == "done" and made.recipe is not None
     assert (made.recipe["original_prompt"], made.recipe["prompt"]) == (PROMPT, done[page.caption.text]["value"])
@@ -364,14 +365,14 @@ def test_rewrite_and_generate_makes_the_caption_and_leaves_the_prompt(
 def test_a_caption_that_cannot_become_a_clip_stays_and_the_buttons_come_back(
     service: Service, page: Page, engine: QueueEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(request: GenerationRequest) -> str:
+    def refuse(request: GenerationRequest, owner: str) -> str:
         raise EngineError("the engine was closed")
 
     monkeypatch.setattr(engine, "submit", refuse)
     done = follow(service, page, captions.rewrite_and_generate(service, page, None, *values_of(page, PROMPT)))
     assert "~~Hello there~~" in done[page.caption.text]["value"] and done[page.handed] is None
-    assert "the engine was closed" in done[page.writing.notice]["value"]
-    assert done[page.writing.generate]["interactive"] and done[page.writing.rewrite_and_generate]["interactive"]
+    assert "the engine was closed" in done[page.bar.notice]["value"]
+    assert done[page.bar.generate]["interactive"] and done[page.bar.rewrite_and_generate]["interactive"]
 
 
 def test_a_closed_tab_neither_ends_the_writing_nor_the_clip(
@@ -381,20 +382,20 @@ def test_a_closed_tab_neither_ends_the_writing_nor_the_clip(
     begun = captions.rewrite_and_generate(service, page, None, *values_of(page, PROMPT, seed="8"))
     draft = begun[page.draft]
     opened = asyncio.run(handlers.open_page(service, page, None, draft))
-    assert opened[page.followed] == draft["id"] and opened[page.writing.prompt]["value"] == PROMPT
-    assert opened[page.caption.section]["visible"] and not opened[page.writing.generate]["interactive"]
+    assert opened[page.followed] == draft["id"] and opened[page.scene.prompt]["value"] == PROMPT
+    assert opened[page.caption.section]["visible"] and not opened[page.bar.generate]["interactive"]
     model.typed.set()
     job_id = ended(desk, draft["id"]).job_id
     assert job_id is not None
     list(service.engine.events(job_id))
     opened = asyncio.run(handlers.open_page(service, page, None, draft))
-    assert opened[page.watched] == opened[page.job]["id"] == job_id and opened[page.settings.seed]["value"] == "8"
-    assert opened[page.writing.prompt]["value"] == PROMPT and opened[page.followed] is None
+    assert opened[page.watched] == opened[page.job]["id"] == job_id and opened[page.bar.seed]["value"] == "8"
+    assert opened[page.scene.prompt]["value"] == PROMPT and opened[page.followed] is None
     assert "~~Hello there~~" in opened[page.caption.text]["value"] and opened[page.stage.sound]["visible"]
 
     after_a_restart = Service(service.engine, offline_desk(), TEXT)
     opened = asyncio.run(handlers.open_page(after_a_restart, page, opened[page.job], draft))
-    assert opened[page.writing.prompt]["value"] == PROMPT and opened[page.watched] == job_id
+    assert opened[page.scene.prompt]["value"] == PROMPT and opened[page.watched] == job_id
     assert page.caption.section not in opened
     after_a_restart.desk.close()
 
@@ -406,7 +407,7 @@ def test_a_reloaded_page_finds_the_caption_in_the_prompts_place(service: Service
     started = handlers.generate(service, page, draft, *values_of(page, caption))
     for job in (None, started[page.job]):
         opened = asyncio.run(handlers.open_page(service, page, job, draft))
-        assert opened[page.writing.prompt]["value"] == caption
+        assert opened[page.scene.prompt]["value"] == caption
         assert opened[page.caption.used]["visible"] and not opened[page.caption.section]["visible"]
 
 
@@ -425,14 +426,14 @@ def test_an_interrupted_job_can_be_gone_on_with(tmp_path: Path, page: Page, desk
     stored = {"id": job_id, "random_seed": True}
     opened = asyncio.run(handlers.open_page(service, page, stored, None))
     assert opened[page.stage.again]["visible"] and opened[page.stage.again]["value"] == "Go on"
-    assert "Interrupted" in opened[page.stage.picture]["value"] and opened[page.writing.notice]["visible"]
+    assert "Interrupted" in opened[page.stage.picture]["value"] and opened[page.bar.notice]["visible"]
     gone_on = handlers.go_on(service, page, stored)
     assert gone_on[page.watched] == job_id and not gone_on[page.stage.again]["visible"]
-    assert not gone_on[page.writing.notice]["visible"] or "interrupted" in gone_on[page.stage.progress]["value"]
+    assert not gone_on[page.bar.notice]["visible"] or "interrupted" in gone_on[page.stage.progress]["value"]
     last = run(handlers.watch(service, page, job_id))[-1]
     assert last[page.stage.sound]["visible"]
     again = handlers.go_on(service, page, stored)
-    assert "is done" in again[page.writing.notice]["value"]
+    assert "is done" in again[page.bar.notice]["value"]
     assert handlers.go_on(service, page, None)[page.watched] is None
     engine.close()
 
@@ -457,14 +458,14 @@ def test_a_paused_queue_says_why_and_can_be_taken_up(service: Service, page: Pag
 
 def test_estimates_stand_beside_generate_and_in_the_progress(service: Service, page: Page, tmp_path: Path) -> None:
     values = values_of(page, "雨")
-    assert not handlers.estimate(service, page, *values)[page.writing.estimate]["visible"]
+    assert not handlers.estimate(service, page, *values)[page.bar.estimate]["visible"]
     started = handlers.generate(service, page, None, *values)
     list(service.engine.events(started[page.watched]))
-    wait_for(lambda: handlers.estimate(service, page, *values)[page.writing.estimate]["visible"])
+    wait_for(lambda: handlers.estimate(service, page, *values)[page.bar.estimate]["visible"])
     for prompt in ("雨", " "):
-        assert "about 1 s" in handlers.estimate(service, page, *values_of(page, prompt))[page.writing.estimate]["value"]
+        assert "About 1 s" in handlers.estimate(service, page, *values_of(page, prompt))[page.bar.estimate]["value"]
     unreadable = values_of(page, "雨", random_seed=False, seed="two")
-    assert not handlers.estimate(service, page, *unreadable)[page.writing.estimate]["visible"]
+    assert not handlers.estimate(service, page, *unreadable)[page.bar.estimate]["visible"]
     running = Job("1", GenerationRequest("雨"), state="running", phase="denoise", step=1, steps=4, seconds=3)
     assert "3 s · about 12 s left" in stage_views.progress(TEXT, running, 12.2)
     waiting = Job("1", GenerationRequest("雨"), ahead=2)
@@ -483,4 +484,4 @@ def test_a_failure_that_may_pass_can_be_tried_again(service: Service, page: Page
 def test_a_request_that_does_not_suit_todays_model_leaves_its_words(service: Service, page: Page) -> None:
     assert SPEC.max_seconds < 60
     values = handlers._form_of(page, GenerationRequest("雨", seconds=60), SPEC, {"random_seed": True})
-    assert values == {page.writing.prompt: "雨"}
+    assert values == {page.scene.prompt: "雨"}

@@ -17,20 +17,20 @@ from nava_core.engine.jobs import Job, JobError, UnknownJob
 from nava_core.request import RequestError
 from rewriter import RewriteResult
 from ui import views
+from ui.differences import differences_view
 from ui.panels import Page
 from ui.rewriting import Rewriting, UnknownRewriting
+from ui.service import WATCH_INTERVAL, Service, Updates, note
 from ui.state import Draft, Form
 from ui.updates import (
-    WATCH_INTERVAL,
-    Service,
-    Updates,
+    asked_request,
     failure,
-    note,
     nothing_wrong,
     stage_updates,
     start_buttons,
     started_job,
 )
+from ui.variations import submit_variations
 
 
 def rewrite(service: Service, page: Page, stored: Any, prompt: str) -> Updates:
@@ -44,24 +44,35 @@ def rewrite(service: Service, page: Page, stored: Any, prompt: str) -> Updates:
     return updates | _begun(service, page, draft.begun(rewriting_id, prompt))
 
 
-def rewrite_and_generate(service: Service, page: Page, stored: Any, *values: Any) -> Updates:
+def rewrite_and_generate(service: Service, page: Page, stored: Any, *values: Any, owner: str = "") -> Updates:
     """Begin to rewrite the prompt for a clip, which starts when the caption is there, whoever still watches."""
     draft = Draft.read(stored)
     updates = nothing_wrong(page) | {page.followed: None}
     try:
         form = Form.from_values(values)
-        request = form.request(service.text)
+        request = asked_request(service, form, owner)
         request = replace(request, original_prompt=draft.original_of(form.prompt) or form.prompt)
         if service.spec is not None:
             request.resolve(service.spec)  # what is wrong is better said now than after the writing
 
+        number = form.number
+
         def make_clip(result: RewriteResult) -> str:
-            return service.engine.submit(replace(request, prompt=result.caption))
+            return submit_variations(service.engine, replace(request, prompt=result.caption), number, owner)
 
         rewriting_id = service.desk.start(form.prompt, make_clip, replaces=draft.id)
     except RequestError as error:
         return updates | failure(service, page, JobError(str(error), error.field, "request"))
     return updates | _begun(service, page, draft.begun(rewriting_id, form.prompt, form.random_seed))
+
+
+def review_or_generate(
+    service: Service, page: Page, stored: Any, review: bool, *values: Any, owner: str = ""
+) -> Updates:
+    """Rewrite & Generate; with `review` the caption waits beside the prompt until somebody asks for its clip."""
+    if review:
+        return rewrite(service, page, stored, values[0])
+    return rewrite_and_generate(service, page, stored, *values, owner=owner)
 
 
 async def follow(service: Service, page: Page, rewriting_id: str | None, stored: Any) -> AsyncIterator[Updates]:
@@ -98,7 +109,7 @@ def use(service: Service, page: Page, stored: Any, prompt: str, caption: str) ->
     if not caption.strip():
         return {page.caption.section: gr.skip()}
     draft = Draft.read(stored).with_used(caption, prompt)
-    return {page.writing.prompt: caption, page.draft: draft.to_json(), **_places(page, draft)}
+    return {page.scene.prompt: caption, page.draft: draft.to_json(), **_places(page, draft)}
 
 
 def undo(service: Service, page: Page, stored: Any, prompt: str) -> Updates:
@@ -108,9 +119,10 @@ def undo(service: Service, page: Page, stored: Any, prompt: str) -> Updates:
         return {page.caption.used: gr.update(visible=False)}
     back = draft.without_used()
     return {
-        page.writing.prompt: draft.before,
+        page.scene.prompt: draft.before,
         page.caption.text: gr.update(value=prompt, visible=True, interactive=True),
         page.caption.use: gr.update(visible=True),
+        page.caption.make: gr.update(visible=True),
         page.draft: back.to_json(),
         **_places(page, back),
     }
@@ -132,8 +144,11 @@ class Restored:
     job: Job | None = None
 
 
-def restored_caption(service: Service, page: Page, draft: Draft, job: Job | None) -> Restored:
-    """The box and the prompt as they were; `job` is the browser's last that was begun from the form."""
+def restored_caption(service: Service, page: Page, draft: Draft, job: Job | None, words: str | None = None) -> Restored:
+    """The box and the prompt as they were.
+
+    job: the browser's last that was begun from the form. words: the prompt, where the browser kept it.
+    """
     try:
         now = None if draft.id is None else service.desk.rewriting(draft.id)
     except UnknownRewriting:
@@ -143,7 +158,11 @@ def restored_caption(service: Service, page: Page, draft: Draft, job: Job | None
     prompt = job.request.original_prompt if job is not None and job.request.prompt != draft.used else None
     if newer or (job is None and draft.id is not None):
         prompt = draft.source if draft.used is None else draft.used
-    in_place = prompt if prompt is not None else "" if job is None else job.request.prompt
+    if words is not None:
+        prompt = None
+    in_place = (
+        words if words is not None else prompt if prompt is not None else "" if job is None else job.request.prompt
+    )
     if draft.original_of(in_place) is not None:
         updates = _places(page, draft)
     elif now is not None:
@@ -172,10 +191,14 @@ def _shown(service: Service, page: Page, now: Rewriting) -> Updates:
     return {
         caption.section: gr.update(visible=True),
         caption.status: views.rewriting(text, now),
+        caption.changes: gr.update(
+            value=differences_view(text, now.prompt, now.text) if written else "", visible=written
+        ),
         caption.text: gr.update(value=words, visible=written or not now.finished, interactive=written),
         caption.use: gr.update(visible=written),
+        caption.make: gr.update(visible=written),
         caption.stop: gr.update(visible=not now.finished and not written, interactive=True),
-        page.writing.rewrite: gr.update(
+        page.scene.rewrite: gr.update(
             value=text("rewrite.button" if now.finished else "rewrite.busy"), interactive=now.finished
         ),
         page.handed: None,

@@ -19,13 +19,12 @@ from ui import cast_views, views
 from ui.catalogue import Catalogue
 from ui.library.voices import Voice, VoiceLibrary
 from ui.owners import owner_of
+from ui.service import QUIET, Service, Updates, note
 from ui.state import uploaded_path
-from ui.updates import Service, Updates, note
 
 logger = logging.getLogger(__name__)
 
 SCRIPTS = Path(__file__).with_name("scripts")
-QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private", "preprocess": False}
 SOUND_IS_THERE = "watch('value', () => document.dispatchEvent(new CustomEvent('nava-sound')));"
 HEARING_INTERVAL = 0.5
 

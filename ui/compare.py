@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import gradio as gr
 
-from nava_core.engine.jobs import Job, UnknownJob
+from nava_core.engine.jobs import Job
 from ui import stage_views, views
 from ui.catalogue import Catalogue
+from ui.owners import owner_of
+from ui.service import QUIET, Service, Updates
 
-if TYPE_CHECKING:
-    from ui.updates import Service
-
-Updates = dict[Any, Any]
 SCRIPT = Path(__file__).with_name("scripts") / f"{Path(__file__).stem}.js"
 FEWEST, MOST = 2, 4
 
@@ -48,12 +45,16 @@ def build_compare(text: Catalogue) -> ComparePanel:
     return ComparePanel(section, grid, close, gr.State([]), gr.State(None))
 
 
-def connect_compare(service: Service, panel: ComparePanel) -> None:
-    """Attach what the panel does by itself: it follows `group`, and leaves the chosen job's id in `taken`."""
-    from ui.studio import QUIET
+def connect_compare(service: Service, panel: ComparePanel, find: Callable[[Sequence[str], str], list[Job]]) -> None:
+    """Attach what the panel does by itself: it follows `group`, and leaves the chosen job's id in `taken`.
 
-    outputs = [panel.section, panel.grid]
-    panel.group.change(partial(show_group, service, panel), panel.group, outputs, **QUIET)
+    find: of ids, those that the person whose name is given may see, with their clips.
+    """
+
+    def follow(group: list[str] | None, request: gr.Request) -> Updates:
+        return show_group(service.text, panel, find(group, owner_of(request)) if group else None)
+
+    panel.group.change(follow, panel.group, [panel.section, panel.grid], **QUIET)
     panel.close.click(list, None, panel.group, **QUIET)
 
     # No partial: Gradio would not see that the event's data is asked for.
@@ -63,26 +64,13 @@ def connect_compare(service: Service, panel: ComparePanel) -> None:
     panel.grid.select(take_one, panel.group, [panel.taken, panel.group], **QUIET)
 
 
-def show_group(service: Service, panel: ComparePanel, group: Sequence[str] | None) -> Updates:
-    """The panel for these jobs; hidden where there are none."""
-    return compare_updates(service.text, panel, comparable(service, group or [])) if group else hidden(panel)
+def show_group(text: Catalogue, panel: ComparePanel, jobs: Sequence[Job] | None) -> Updates:
+    """The panel for these jobs; hidden where none were asked for."""
+    return hidden(panel) if jobs is None else compare_updates(text, panel, jobs[:MOST])
 
 
 def hidden(panel: ComparePanel) -> Updates:
     return {panel.section: gr.update(visible=False), panel.grid: gr.update(value="")}
-
-
-def comparable(service: Service, group: Sequence[str]) -> list[Job]:
-    """Those of the jobs that have a clip, in the order given; no more than can stand side by side."""
-    found = []
-    for job_id in group:
-        try:
-            job = service.engine.job(job_id)
-        except UnknownJob:
-            continue
-        if job.state == "done" and job.result is not None and job.result.is_file():
-            found.append(job)
-    return found[:MOST]
 
 
 def compare_updates(text: Catalogue, panel: ComparePanel, jobs: Sequence[Job]) -> Updates:

@@ -7,9 +7,6 @@ opened {"id"}, reuse {"recipe", "parts"}, compare {"ids"}, continued {"image", "
 
 from __future__ import annotations
 
-import asyncio
-import time
-from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,14 +17,10 @@ from ui import gallery_handlers as handlers
 from ui.catalogue import Catalogue
 from ui.owners import owner_of
 from ui.recipe_drop import RecipeDrop, build_recipe_drop, connect_recipe_drop
-from ui.updates import Service, Updates
+from ui.service import BROWSER_SECRET, QUIET, Service, Updates
 
 SCRIPT = Path(__file__).with_name("scripts") / f"{Path(__file__).stem}.js"
-WATCH_INTERVAL = 0.5
-SIGN_OF_LIFE = 30.0
-# The page's own events: no API, no overlay, and values as they were sent.
-QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private", "preprocess": False}
-BROWSER_SECRET = "nava-studio"
+LOOK_INTERVAL = 1.5
 PRESS_LINK = "() => document.querySelector('#gallery-download a')?.click()"
 # Gradio's own `change` comes with every letter too, but also when the value was set by an event.
 TYPED = {"trigger_mode": "always_last", **QUIET}
@@ -50,6 +43,7 @@ class GalleryPanel:
     private_kept: gr.BrowserState
     download: gr.HTML
     drop: RecipeDrop
+    clock: gr.Timer
     version: gr.State
     view: gr.State
     removed: gr.State
@@ -113,6 +107,7 @@ def build_gallery(text: Catalogue) -> GalleryPanel:
         kept,
         download,
         drop,
+        gr.Timer(LOOK_INTERVAL),
         gr.State(None),
         gr.State(handlers.FIRST_VIEW),
         gr.State([]),
@@ -127,17 +122,9 @@ def connect_gallery(service: Service, panel: GalleryPanel) -> None:
         return
     filters = [panel.search, panel.shown, panel.view]
 
-    async def watch() -> AsyncIterator[int]:
-        """The version after each change, for as long as the tab is open; it holds no thread.
-
-        Now and then it says the same again: only then does Gradio notice a closed tab.
-        """
-        seen, said = -1, 0.0
-        while True:
-            if (now := gallery.version) != seen or time.monotonic() - said > SIGN_OF_LIFE:
-                seen, said = now, time.monotonic()
-                yield now
-            await asyncio.sleep(WATCH_INTERVAL)
+    def look(version: Any) -> Any:
+        """The gallery's version, where it is another one than the page shows."""
+        return gr.skip() if gallery.version == version else gallery.version
 
     def show(search: Any, shown: Any, view: Any, request: gr.Request) -> Updates:
         return handlers.show(service, panel, owner_of(request), handlers.Filters.read(search, shown, view))
@@ -161,7 +148,9 @@ def connect_gallery(service: Service, panel: GalleryPanel) -> None:
         return handlers.undo(service, panel, owner_of(request), filters, removed)
 
     cards = [panel.grid, panel.more]
-    gr.on(None, watch, None, panel.version, concurrency_limit=None, **QUIET)
+    # A question now and then: an event for as long as the tab is open would hold one of the server's places.
+    gr.on([panel.clock.tick], look, panel.version, panel.version, **QUIET)
+    gr.on(None, look, panel.version, panel.version, **QUIET)
     panel.version.change(show, filters, cards, **TYPED)
     gr.on([panel.search.change, panel.shown.change], narrow, filters, [*cards, panel.view], **TYPED)
     panel.more.click(show_more, filters, [*cards, panel.view], **QUIET)

@@ -14,7 +14,7 @@ from nava_core.ffmpeg import MediaError
 from ui import gallery_views
 from ui.library.clips import Clip, Shown, UnknownClip
 from ui.library.gallery import Gallery
-from ui.updates import Service, Updates, note
+from ui.service import Service, Updates, note
 
 if TYPE_CHECKING:
     from ui.gallery import GalleryPanel

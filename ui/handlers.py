@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import secrets
 import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
@@ -16,51 +17,55 @@ from typing import Any
 import gradio as gr
 
 from nava_core.engine.jobs import EngineError, Job, JobError, UnknownJob
+from nava_core.media import read_recipe
 from nava_core.request import GenerationRequest, ModelSpec, RequestError
-from nava_core.speech import SpeechPrompt, parse_speech, read_jsonl_prompt
-from ui import views
-from ui.captions import restored_caption
-from ui.catalogue import Catalogue
-from ui.examples import Example, examples_for
+from nava_core.speech import parse_speech, read_jsonl_prompt
+from ui import captions, handover, views
+from ui.assignments import colours_of
+from ui.examples import examples_for, examples_view
+from ui.footer import SHARES, quality_of, steps_of
 from ui.hints import outside_hint
+from ui.library.voices import Voice
 from ui.panels import Page, settings_of
-from ui.state import VOICE_SLOTS, Draft, Form, form_values
+from ui.service import WATCH_INTERVAL, Service, Updates, note
+from ui.state import Draft, Form, form_values, kept_settings, kept_words
 from ui.updates import (
-    WATCH_INTERVAL,
-    Service,
-    Updates,
+    asked_request,
     cancel_button,
     failure,
-    note,
     nothing_wrong,
     stage_updates,
     start_buttons,
     started_job,
 )
+from ui.variations import finished_variations, submit_variations, unfinished
 
 logger = logging.getLogger(__name__)
-
-VOICE_LABEL_LETTERS = 16
 
 
 # Writing
 
 
-def write(service: Service, page: Page, prompt: str, *voices: str | None) -> Updates:
-    """Follow the prompt as it is typed: its spans, its tokens, a slot for each voice, a hint."""
+def write(service: Service, page: Page, prompt: str, stored: Any = None, owner: str = "") -> Updates:
+    """Follow the prompt as it is typed: its spans in their speakers' colours, its tokens, a hint."""
     text, spec = service.text, service.spec
-    speech = parse_speech(prompt)
-    suggestion = read_jsonl_prompt(prompt, _last_filled(voices))[1]
+    voices = _cast(service, owner)
+    suggestion = read_jsonl_prompt(prompt, len(voices))[1]
     hint = outside_hint(text, spec, prompt) if spec else ""
     return {
-        page.writing.speech: gr.update(value=views.speech(text, speech), visible=bool(prompt)),
-        page.writing.tokens: gr.update(value=_tokens(service, prompt), visible=bool(prompt)),
-        page.writing.suggestion: gr.update(visible=suggestion is not None),
-        page.writing.hint: note(hint, "hint"),
-        page.writing.prompt_error: note(""),
-        page.material.voices_note: _voicesnote(service, len(speech.spans)),
-        **_voice_slots(text, page, speech, voices),
+        page.scene.speech: views.speech(text, parse_speech(prompt), colours_of(voices, prompt, stored)),
+        page.scene.tokens: gr.update(value=_tokens(service, prompt), visible=bool(prompt)),
+        page.scene.suggestion: gr.update(visible=suggestion is not None),
+        page.scene.hint: note(hint, "hint"),
+        page.scene.prompt_error: note(""),
     }
+
+
+def _cast(service: Service, owner: str) -> list[Voice]:
+    try:
+        return [] if service.voices is None else service.voices.list(owner)
+    except EngineError:
+        return []  # the cast says so
 
 
 def _tokens(service: Service, prompt: str) -> str:
@@ -70,48 +75,55 @@ def _tokens(service: Service, prompt: str) -> str:
         return views.message(str(error), "error")
 
 
-def _voice_slots(text: Catalogue, page: Page, speech: SpeechPrompt, voices: tuple[str | None, ...]) -> Updates:
-    """A slot for each span and never fewer than two; one that holds a recording stays in sight."""
-    shown = max(2, len(speech.spans), _last_filled(voices))
-    updates: Updates = {}
-    for index, slot in enumerate(page.material.voices):
-        if index < len(speech.spans):
-            label = text("voice.line", number=index + 1, line=_shorten(speech.spans[index].text))
-        else:
-            label = text("voice.slot", number=index + 1)
-        updates[slot] = gr.update(visible=index < shown, label=label)
+def follow_suggestion(service: Service, prompt: str, owner: str = "") -> str:
+    """The prompt with every ~~ read as the start of a spoken line, and the closing marks written out."""
+    return read_jsonl_prompt(prompt, len(_cast(service, owner)))[0]
+
+
+def show_example(service: Service, page: Page, stored: dict[str, Any] | None, index: Any) -> Updates:
+    """Put an example's recipe into the form, and its clip onto the stage where no job of the page is at work."""
+    spec = service.spec
+    examples = examples_for(spec.name) if spec is not None else ()
+    if spec is None or not isinstance(index, int) or not 0 <= index < len(examples):
+        return {page.scene.prompt: gr.skip()}
+    example = examples[index]
+    updates: Updates = {
+        page.scene.prompt: example.prompt,
+        page.scene.image: str(example.image) if example.image else None,
+    }
+    if example.clip is None:
+        return updates
+    recipe = read_recipe(example.clip)
+    request = replace(GenerationRequest.from_recipe(recipe), image=None, speakers=())
+    values = kept_settings(_written_values(request, spec), spec)
+    updates |= {page.form[name]: value for name, value in values.items()}
+    updates |= {page.bar.seed: str(request.seed), page.bar.random_seed: False}
+    last = _last_job(service, stored, "")
+    if last is None or last.finished:
+        shown = Job("example", request, state="done", result=example.clip, recipe=recipe)
+        updates |= stage_updates(service, page, shown) | {page.stage.progress: gr.update(value="", visible=False)}
     return updates
 
 
-def _voicesnote(service: Service, spans: int = 0) -> str:
-    text, spec = service.text, service.spec
-    if spec is not None and not spec.accepts_speakers:
-        return views.message(text("voices.unsupported", model=spec.name), "hint")
-    if spans > VOICE_SLOTS:
-        return views.message(text("voices.more", count=VOICE_SLOTS), "warning")
-    return views.quiet(text("voices.info"))
+def _written_values(request: GenerationRequest, spec: ModelSpec) -> dict[str, Any]:
+    """The form that makes `request`; nothing where the model could not make it."""
+    try:
+        return form_values(request, spec)
+    except RequestError as error:
+        logger.info("an example does not suit %s: %s", spec.name, error)
+        return {}
 
 
-def _last_filled(voices: tuple[str | None, ...]) -> int:
-    return max((number for number, voice in enumerate(voices, start=1) if voice), default=0)
-
-
-def _shorten(line: str) -> str:
-    return line if len(line) <= VOICE_LABEL_LETTERS else f"{line[:VOICE_LABEL_LETTERS]}…"
-
-
-def follow_suggestion(prompt: str, *voices: str | None) -> str:
-    """The prompt with every ~~ read as the start of a spoken line, and the closing marks written out."""
-    return read_jsonl_prompt(prompt, _last_filled(voices))[0]
-
-
-def show_example(service: Service, page: Page, index: int) -> Updates:
+def choose_quality(service: Service, quality: Any) -> Any:
+    """The steps that a quality means."""
     spec = service.spec
-    if spec is None:
-        return {page.writing.prompt: gr.skip()}
-    example: Example = examples_for(spec.name)[index]
-    image = str(example.image) if example.image else None
-    return {page.writing.prompt: example.prompt, page.material.image: image}
+    return gr.skip() if spec is None or quality not in SHARES else steps_of(quality, spec)
+
+
+def follow_steps(service: Service, steps: float | None) -> Any:
+    """The quality that so many steps are, if they are one."""
+    spec = service.spec
+    return gr.skip() if spec is None else quality_of(steps, spec)
 
 
 def choose_modality(service: Service, modality: str, negative_prompt: str) -> Any:
@@ -125,43 +137,101 @@ def choose_modality(service: Service, modality: str, negative_prompt: str) -> An
 # Generating
 
 
-def estimate(service: Service, page: Page, *values: Any) -> Updates:
+def estimate(service: Service, page: Page, *values: Any, owner: str = "") -> Updates:
     """What the form would take here, once there were clips to learn from; nothing while it cannot be read."""
     try:
         form = Form.from_values(values)
-        request = form.request(service.text)
-        seconds = service.engine.estimate(request if form.prompt.strip() else replace(request, prompt="…"))
+        request = asked_request(service, form, owner)
+        once = service.engine.estimate(request if form.prompt.strip() else replace(request, prompt="…"))
+        seconds = None if once is None else once * form.number
     except (RequestError, EngineError):
         seconds = None
     words = "" if seconds is None else service.text("generate.estimate", time=views.duration(service.text, seconds))
-    return {page.writing.estimate: gr.update(value=views.quiet(words), visible=bool(words))}
+    return {page.bar.estimate: gr.update(value=views.quiet(words), visible=bool(words))}
 
 
-def generate(service: Service, page: Page, draft: Any, *values: Any) -> Updates:
-    """Start a job from the form; `watch` then follows it."""
+def generate(
+    service: Service,
+    page: Page,
+    draft: Any,
+    editing: str | None,
+    *values: Any,
+    owner: str = "",
+    session: str = "",
+) -> Updates:
+    """Start a job from the form, or change the one that is being edited; `watch` then follows it.
+
+    While the stage follows another job, the new one waits in the queue and the stage stays as it is.
+    """
     updates = nothing_wrong(page) | {page.watched: None}
     try:
         form = Form.from_values(values)
-        request = replace(form.request(service.text), original_prompt=Draft.read(draft).original_of(form.prompt))
-        job_id = service.engine.submit(request)
+        original = Draft.read(draft).original_of(form.prompt)
+        request = replace(asked_request(service, form, owner), original_prompt=original)
+        if editing is not None:
+            return updates | _edit(service, page, editing, request, owner)
+        job_id = submit_variations(service.engine, request, form.number, owner)
     except RequestError as error:
         return updates | failure(service, page, JobError(str(error), error.field, "request"))
     except EngineError as error:
         return updates | failure(service, page, JobError(str(error), kind=error.kind))
     job = service.engine.job(job_id)
+    if session in service.watching:
+        return updates | {page.bar.notice: note(service.text("generate.queued", ahead=job.ahead), "hint")}
     updates |= stage_updates(service, page, job) | started_job(page, job, form.random_seed)
     return updates | {page.watched: job_id}
 
 
-async def watch(service: Service, page: Page, job_id: str | None) -> AsyncIterator[Updates]:
-    """The stage, again and again, until the job ends. Asleep in between, so a thousand open pages hold no thread.
+def _edit(service: Service, page: Page, job_id: str, request: GenerationRequest, owner: str) -> Updates:
+    """Raises RequestError; EngineError where the job has begun in the meantime."""
+    if handover.own_job(service, job_id, owner) is None:
+        return handover.stop_editing(page) | {page.bar.notice: note(service.text("editing.gone"))}
+    service.engine.edit(job_id, request)
+    return handover.stop_editing(page) | {page.bar.notice: note(service.text("editing.done"), "hint")}
+
+
+def make_caption(
+    service: Service,
+    page: Page,
+    stored: Any,
+    caption: str,
+    editing: str | None,
+    *values: Any,
+    owner: str = "",
+    session: str = "",
+) -> Updates:
+    """Put the caption in the prompt's place, because somebody asked for it, and make it."""
+    prompt, *others = values
+    if not caption.strip():
+        return {page.watched: None}
+    draft = Draft.read(stored).with_used(caption, prompt)
+    used = captions.use(service, page, stored, prompt, caption)
+    asked = (draft.to_json(), editing, caption, *others)
+    return used | generate(service, page, *asked, owner=owner, session=session)
+
+
+async def watch(service: Service, page: Page, job_id: str | None, session: str = "") -> AsyncIterator[Updates]:
+    """The stage, again and again, until the job and its variations end. Asleep in between: a thousand open pages hold
+    no thread.
 
     Each time all of it: a browser that lags behind may show only the last of several states, so none may rely on an
-    earlier one. Where nothing differs, Gradio sends nothing.
+    earlier one. Where nothing differs, Gradio sends nothing. A tab follows one job at a time: the one asked for last.
     """
     if job_id is None:
         yield {page.stage.progress: gr.skip()}
         return
+    asked = service.watching[session] = f"{job_id} {secrets.token_hex(4)}"
+    try:
+        async for updates in _watched(service, page, job_id):
+            if service.watching.get(session) != asked:
+                return
+            yield updates
+    finally:
+        if service.watching.get(session) == asked:
+            del service.watching[session]
+
+
+async def _watched(service: Service, page: Page, job_id: str) -> AsyncIterator[Updates]:
     seen: tuple[Any, ...] | None = None
     while True:
         job = service.engine.job(job_id)
@@ -169,34 +239,44 @@ async def watch(service: Service, page: Page, job_id: str | None) -> AsyncIterat
             seen = _moment(job)
             yield stage_updates(service, page, job)
         if job.finished:
-            return
+            following = unfinished(service.engine, job)
+            if not following:
+                break
+            job_id = following[0].id
         await asyncio.sleep(WATCH_INTERVAL)
+    if len(made := finished_variations(service.engine, job)) > 1:
+        yield stage_updates(service, page, job) | {page.compare.group: made}
 
 
-def cancel(service: Service, page: Page, stored: dict[str, Any] | None) -> Updates:
-    """Ask the job to end; the stage says how far that is."""
-    if stored is None:
-        return {page.writing.notice: gr.skip()}
+def cancel(service: Service, page: Page, stored: dict[str, Any] | None, owner: str = "") -> Updates:
+    """Ask the job and its variations to end; the stage says how far that is."""
+    job = _last_job(service, stored, owner)
+    if job is None:
+        return {page.bar.notice: gr.skip()}
+    group = unfinished(service.engine, job)
     try:
-        service.engine.cancel(stored["id"])
+        for one in reversed(group):  # those that wait first: none of them should begin meanwhile
+            service.engine.cancel(one.id)
     except (EngineError, UnknownJob) as error:
-        return {page.writing.notice: note(str(error), "error")}
-    return {page.writing.cancel: cancel_button(service.text, service.engine.job(stored["id"]))}
+        return {page.bar.notice: note(str(error), "error")}
+    shown = group[0] if group else job
+    return {page.bar.cancel: cancel_button(service.text, service.engine.job(shown.id))}
 
 
-def go_on(service: Service, page: Page, stored: dict[str, Any] | None) -> Updates:
+def go_on(service: Service, page: Page, stored: dict[str, Any] | None, owner: str = "") -> Updates:
     """Make the job again from its seed, or take up the queue again; `watch` then follows it."""
     updates = nothing_wrong(page) | {page.watched: None}
-    if stored is None:
+    job = _last_job(service, stored, owner)
+    if job is None:
         return updates
     try:
-        if service.engine.job(stored["id"]).state == "queued":
+        if any(one.state == "queued" for one in unfinished(service.engine, job)):
             service.engine.resume()
             return updates  # it is being watched already
-        service.engine.retry(stored["id"])
-        job = service.engine.job(stored["id"])
+        service.engine.retry(job.id)
+        job = service.engine.job(job.id)
     except (EngineError, UnknownJob) as error:
-        return updates | {page.writing.notice: note(str(error), "error")}
+        return updates | {page.bar.notice: note(str(error), "error")}
     return updates | stage_updates(service, page, job) | {page.watched: job.id}
 
 
@@ -209,39 +289,54 @@ def _moment(job: Job) -> tuple[Any, ...]:
 # Opening
 
 
-async def open_page(service: Service, page: Page, stored: dict[str, Any] | None, draft: Any) -> Updates:
-    """A new or reloaded page: wait for the model, show what it can do, and take up again what the browser began."""
+def restore_words(page: Page, saved: Any) -> Updates:
+    """What a person had written, at once: whoever goes on writing while the model loads loses nothing by it."""
+    return {page.form[name]: value for name, value in kept_words(saved).items()} or {page.scene.prompt: gr.skip()}
+
+
+async def open_page(
+    service: Service, page: Page, stored: dict[str, Any] | None, draft: Any, saved: Any = None, owner: str = ""
+) -> Updates:
+    """A new or reloaded page: wait for the model, show what it can do, and take up again what the browser began.
+
+    saved: the form as the browser kept it; `restore_words` has shown its words. Without one, the form is the job's.
+    """
     engine = service.engine
     while engine.status.state == "loading":
         await asyncio.sleep(WATCH_INTERVAL)
     spec = service.spec
     if spec is None:
         error = JobError(engine.status.message, kind="model")
-        return {page.header: views.header(service.text, engine.status)} | failure(service, page, error)
+        return {page.header: views.header(service.text, engine.status, links=page.links)} | failure(
+            service, page, error
+        )
     updates = _model_ready(service, page, spec) | {page.watched: None, page.followed: None}
-    job = _last_job(service, stored)
+    job = _last_job(service, stored, owner)
     if stored is not None and job is None:
         logger.info("a browser asked for job %s, which is not known any more", stored["id"])
         updates[page.job] = None
-    caption = restored_caption(service, page, Draft.read(draft), job)
+    words = kept_words(saved).get("prompt")
+    caption = captions.restored_caption(service, page, Draft.read(draft), job, words)
     if caption.job is not None:
         job, stored = caption.job, {"random_seed": Draft.read(draft).random_seed}
         updates |= started_job(page, job, stored["random_seed"])
     values = {} if job is None or stored is None else _form_of(page, job.request, spec, stored)
     if caption.prompt is not None:
-        values[page.writing.prompt] = caption.prompt
+        values[page.scene.prompt] = caption.prompt
+    if words is not None:
+        values = {}
+        values |= {page.form[name]: value for name, value in kept_settings(saved, spec).items()}
     for component, value in values.items():
         updates[component] = _with_value(updates.get(component), value)
     if job is not None:
-        updates |= stage_updates(service, page, job) | {page.watched: job.id}
+        now = next(iter(unfinished(engine, job)), job)
+        updates |= stage_updates(service, page, now) | {page.watched: now.id, page.examples: gr.update(visible=False)}
     return updates | caption.updates
 
 
-def _last_job(service: Service, stored: dict[str, Any] | None) -> Job | None:
-    try:
-        return None if stored is None else service.engine.job(stored["id"])
-    except UnknownJob:
-        return None
+def _last_job(service: Service, stored: dict[str, Any] | None, owner: str) -> Job | None:
+    """The job that a browser remembers, if it is known and that person's."""
+    return None if stored is None else handover.own_job(service, stored["id"], owner)
 
 
 def _with_value(update: Any, value: Any) -> Any:
@@ -251,19 +346,14 @@ def _with_value(update: Any, value: Any) -> Any:
 def _model_ready(service: Service, page: Page, spec: ModelSpec) -> Updates:
     text = service.text
     updates: Updates = {
-        page.header: views.header(text, service.engine.status, spec.name),
+        page.header: views.header(text, service.engine.status, spec.name, page.links),
         **start_buttons(service, page),
     }
     updates |= {page.form[name]: gr.update(**changes) for name, changes in settings_of(text, spec).items()}
     examples = examples_for(spec.name)
     if examples:
-        updates[page.writing.prompt] = gr.update(placeholder=examples[0].prompt)
-    for index, button in enumerate(page.writing.examples):
-        shown = index < len(examples)
-        updates[button] = gr.update(value=examples[index].title(text.language) if shown else "", visible=shown)
-    updates[page.material.voices_note] = _voicesnote(service)
-    if not spec.accepts_speakers:
-        updates |= {slot: gr.update(interactive=False) for slot in page.material.voices}
+        updates[page.scene.prompt] = gr.update(placeholder=examples[0].prompt)
+    updates[page.examples] = gr.update(value=examples_view(text, examples), visible=bool(examples))
     return updates
 
 
@@ -273,9 +363,5 @@ def _form_of(page: Page, request: GenerationRequest, spec: ModelSpec, stored: di
         values = form_values(request, spec)
     except RequestError as error:
         logger.info("a browser's last request does not suit %s: %s", spec.name, error)
-        return {page.writing.prompt: request.prompt}
-    voices = dict(zip(page.material.voices, values.pop("voices"), strict=True))
-    return {page.form[name]: value for name, value in values.items()} | {
-        page.settings.random_seed: stored["random_seed"],
-        **voices,
-    }
+        return {page.scene.prompt: request.prompt}
+    return {page.form[name]: value for name, value in values.items()} | {page.bar.random_seed: stored["random_seed"]}

@@ -22,11 +22,11 @@ from ui import queue_export, queue_file, queue_view
 from ui.catalogue import Catalogue
 from ui.owners import caller, owner_of
 from ui.queue_feed import QueueFeed
-from ui.updates import Service, Updates, note
+from ui.service import QUIET, Service, Updates, note
 from ui.views import quiet
 
 SCRIPT = Path(__file__).with_name("scripts") / "queue.js"
-# As in ui/studio.py; straight to the server and not through Gradio's queue, where every running event holds a place.
+# Straight to the server and not through Gradio's queue, where every running event holds a place.
 DIRECT: dict[str, Any] = {
     "show_progress": "hidden",
     "api_visibility": "private",
@@ -34,7 +34,6 @@ DIRECT: dict[str, Any] = {
     "queue": False,
     "trigger_mode": "multiple",
 }
-QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private", "preprocess": False}
 SAVE = """file => {
     if (!file?.url) return;
     const link = document.createElement("a");

@@ -24,7 +24,7 @@ from nava_core.engine.jobs import EngineError, Job
 from nava_core.request import GenerationRequest, RequestError
 from ui import queue_view
 from ui.queue_view import Row
-from ui.updates import Service
+from ui.service import Service
 
 # More rows would make a page slow and help nobody; the rest is said as a number.
 LISTED = 300

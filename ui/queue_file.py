@@ -25,8 +25,8 @@ from nava_core.engine.jobs import EngineError
 from nava_core.request import GenerationRequest, Guidance, RequestError
 from nava_core.speech import bind_speakers, parse_speech
 from ui import queue_view
+from ui.service import Service
 from ui.state import uploaded_path
-from ui.updates import Service
 from ui.views import duration
 
 LARGEST_FILE = 8 * 2**20

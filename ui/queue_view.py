@@ -16,7 +16,8 @@ from nava_core.engine.jobs import EngineStatus, Job
 from nava_core.request import GenerationRequest
 from nava_core.speech import parse_speech
 from ui.catalogue import Catalogue
-from ui.updates import WORTH_ANOTHER_TRY, error_words
+from ui.service import error_words
+from ui.stage import WORTH_ANOTHER_TRY
 from ui.views import duration, progress_words
 
 WORDS_LETTERS, NAME_LETTERS = 140, 28

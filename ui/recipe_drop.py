@@ -17,13 +17,12 @@ from ui.gallery_handlers import asked
 from ui.library.gallery import SUFFIXES
 from ui.owners import owner_of
 from ui.reuse import PARTS
+from ui.service import QUIET, Service, Updates, note
 from ui.state import uploaded_path
-from ui.updates import Service, Updates, note
 from ui.views import quiet
 
 logger = logging.getLogger(__name__)
 
-QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private", "preprocess": False}
 NEW_SEED: list[str] = [part if part != "seed" else "new_seed" for part in PARTS]
 
 

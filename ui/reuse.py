@@ -13,7 +13,7 @@ from typing import Any, Literal, TypeGuard
 
 from nava_core.request import GenerationRequest, Guidance, ModelSpec, RequestError
 from ui.catalogue import Catalogue
-from ui.state import VOICE_SLOTS, size_value
+from ui.state import size_value
 
 Part = Literal["prompt", "voices", "frame", "seed", "settings", "new_seed"]
 SHOWN_LETTERS = 60
@@ -75,10 +75,7 @@ class _Reading:
         if any(speakers) and not self.spec.accepts_speakers:
             self._say("voices", self.text("gallery.reuse_no_speakers", model=self.spec.name))
             return
-        if len(speakers) > VOICE_SLOTS:
-            self._say("voices", self.text("gallery.reuse_many_voices", count=len(speakers), limit=VOICE_SLOTS))
-        voices = [self._file("voices", voice) for voice in speakers[:VOICE_SLOTS]]
-        self.found["voices"] = [*voices, *[None] * (VOICE_SLOTS - len(voices))]
+        self.found["voices"] = [self._file("voices", voice) for voice in speakers]
 
     def frame(self, modality: Any) -> None:
         image = self.recipe.get("image")

@@ -10,12 +10,12 @@ import gradio as gr
 from nava_core.engine.jobs import EngineError
 from ui import script_views
 from ui.assignments import Assignments
-from ui.cast import QUIET, CastPanel, script_of, voices_of
+from ui.cast import CastPanel, script_of, voices_of
 from ui.catalogue import Catalogue
 from ui.owners import owner_of
-from ui.updates import Service, Updates
+from ui.service import BROWSER_SECRET, QUIET, Service, Updates
 
-STORAGE_KEY, SECRET = "nava-studio-script", "nava-studio"
+STORAGE_KEY = "nava-studio-script"
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ def build_script(text: Catalogue) -> ScriptPanel:
             js_on_load=script_of("rows", "script"),
             apply_default_css=False,
         )
-        assignments = gr.BrowserState(None, storage_key=STORAGE_KEY, secret=SECRET)
+        assignments = gr.BrowserState(None, storage_key=STORAGE_KEY, secret=BROWSER_SECRET)
     return ScriptPanel(root, lines, assignments)
 
 

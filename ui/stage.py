@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import gradio as gr
 
@@ -16,13 +16,10 @@ from nava_core.engine.jobs import EngineError, Job, UnknownJob
 from nava_core.speech import parse_speech
 from ui import stage_views, views, waveform
 from ui.catalogue import Catalogue
-
-if TYPE_CHECKING:
-    from ui.updates import Service
+from ui.service import QUIET, Service, Updates
 
 logger = logging.getLogger(__name__)
 
-Updates = dict[Any, Any]
 SCRIPT = Path(__file__).with_name("scripts") / f"{Path(__file__).stem}.js"
 # What kept these from being made may be gone by now.
 WORTH_ANOTHER_TRY = ("lost", "disk", "model", "interrupted")
@@ -181,8 +178,6 @@ def connect_stage(
     leave_out_recipe: holds whether a downloaded file shall tell nothing of how it was made. without_recipe: makes such
     a copy of a clip. colours: of a recipe's spoken lines, one for each span; by default by the spans' numbers.
     """
-    from ui.studio import QUIET
-
     made, outputs = panel.made, [panel.timeline]
     made.change(partial(show_timeline, service, panel, colours or span_colours), made, outputs, **QUIET)
     wish = leave_out_recipe if leave_out_recipe is not None else gr.State(False)

@@ -17,12 +17,12 @@ from nava_core.request import GenerationRequest, Guidance, Modality, ModelSpec, 
 from nava_core.speech import bind_speakers, parse_speech
 from ui.catalogue import Catalogue
 
-VOICE_SLOTS = 8
+VARIATIONS = (1, 2, 4)
 
 
 @dataclass(frozen=True)
 class Form:
-    """The form's values, in the order in which the page hands them over; the voices follow as `voices`."""
+    """The form's values, in the order in which the page hands them over; assignments: which voice speaks which line."""
 
     prompt: str
     negative_prompt: str
@@ -33,29 +33,39 @@ class Form:
     steps: float | None
     seed: str
     random_seed: bool
+    variations: int
     video: float
     audio: float
     video_align: float
     audio_align: float
     timbre: float
     align: bool
-    voices: tuple[str | None, ...]
+    assignments: Any = None
 
     @classmethod
     def from_values(cls, values: Sequence[Any]) -> Form:
-        names = [item.name for item in fields(cls)]
-        own = dict(zip(names[:-1], values, strict=False))
-        own["image"] = uploaded_path("image", own["image"])
-        return cls(**own, voices=tuple(uploaded_path("speakers", voice) for voice in values[len(own) :]))
+        given = dict(zip((item.name for item in fields(cls)), values, strict=True))
+        return cls(**given | {"image": uploaded_path("image", given["image"])})
 
-    def request(self, text: Catalogue) -> GenerationRequest:
-        """Raises RequestError where the form itself cannot be read; `GenerationRequest.resolve` checks the rest."""
+    @property
+    def number(self) -> int:
+        """How many variations are asked for. Raises RequestError."""
+        if self.variations not in VARIATIONS:
+            allowed = ", ".join(map(str, VARIATIONS))
+            raise RequestError("variations", f"variations is {self.variations!r}; choose one of {allowed}")
+        return int(self.variations)
+
+    def request(self, text: Catalogue, speakers: Sequence[Any] = ()) -> GenerationRequest:
+        """Raises RequestError where the form itself cannot be read; `GenerationRequest.resolve` checks the rest.
+
+        speakers: a recording for each spoken line, or None.
+        """
         width, height = _read_size(self.size)
         return GenerationRequest(
             prompt=self.prompt,
             negative_prompt=self.negative_prompt,
             image=self.image,
-            speakers=bind_speakers(parse_speech(self.prompt).spans, self.voices),
+            speakers=bind_speakers(parse_speech(self.prompt).spans, speakers),
             width=width,
             height=height,
             seconds=self.seconds,
@@ -159,11 +169,10 @@ def size_value(width: int, height: int) -> str:
 
 
 def form_values(request: GenerationRequest, spec: ModelSpec) -> dict[str, Any]:
-    """The form that makes `request` again, by field name; `voices` is padded to the page's slots."""
+    """The form that makes `request` again, by field name; the voices are not part of it."""
     resolved = request.resolve(spec)
     assert resolved.num_frames is not None and resolved.fps is not None
     guidance = resolved.guidance or spec.guidance
-    voices = [_existing(voice) for voice in request.speakers[:VOICE_SLOTS]]
     return {
         "prompt": request.prompt,
         "negative_prompt": resolved.negative_prompt,
@@ -179,8 +188,49 @@ def form_values(request: GenerationRequest, spec: ModelSpec) -> dict[str, Any]:
         "audio_align": guidance.audio_align,
         "timbre": guidance.timbre,
         "align": guidance.align,
-        "voices": [*voices, *[None] * (VOICE_SLOTS - len(voices))],
     }
+
+
+def kept_words(stored: Any) -> dict[str, Any]:
+    """Of a form that a browser kept, what suits any model: what a person wrote, chose as a picture, and the seed."""
+    given = stored if isinstance(stored, dict) else {}
+    words = {name: given[name] for name in ("prompt", "seed") if isinstance(given.get(name), str)}
+    if isinstance(given.get("random_seed"), bool):
+        words["random_seed"] = given["random_seed"]
+    if given.get("variations") in VARIATIONS:
+        words["variations"] = given["variations"]
+    image = given.get("image")
+    return words | ({"image": kept_file(image)} if image else {})
+
+
+def kept_settings(stored: Any, spec: ModelSpec) -> dict[str, Any]:
+    """Of a form that a browser kept, what suits this model; the rest stays as the model has it."""
+    given = stored if isinstance(stored, dict) else {}
+    kept: dict[str, Any] = {}
+    if given.get("size") in [size_value(*size) for size in spec.sizes]:
+        kept["size"] = given["size"]
+    if given.get("modality") in spec.modalities:
+        kept["modality"] = given["modality"]
+    limits = {"seconds": (0.5, spec.max_seconds), "steps": (1, 500)}
+    limits |= dict.fromkeys(("video", "audio", "video_align", "audio_align", "timbre"), (0.0, 30.0))
+    for name, (least, most) in limits.items():
+        value = given.get(name)
+        if isinstance(value, int | float) and not isinstance(value, bool) and least <= value <= most:
+            kept[name] = value
+    if isinstance(given.get("align"), bool):
+        kept["align"] = given["align"]
+    if isinstance(given.get("negative_prompt"), str):
+        kept["negative_prompt"] = given["negative_prompt"]
+    return kept
+
+
+def kept_file(payload: Any) -> str | None:
+    """An upload that a browser remembers, while Gradio still has it."""
+    try:
+        path = uploaded_path("file", payload)
+    except RequestError:
+        return None
+    return path if path is not None and Path(path).is_file() else None
 
 
 def _existing(value: Any) -> str | None:

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import gradio as gr
 
-STYLES = sorted(Path(__file__).with_name("styles").glob("*.css"))
+# The page's own come first: features build on them.
+STYLES = sorted(Path(__file__).with_name("styles").glob("*.css"), key=lambda path: (path.stem != "studio", path.stem))
+SCRIPTS = [Path(__file__).parent / "scripts" / f"{name}.js" for name in ("page", "scene")]
 
 _ACCENT = gr.themes.Color(
     name="nava",

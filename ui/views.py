@@ -2,48 +2,72 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from html import escape
 from typing import TYPE_CHECKING, Any
 
 from nava_core.engine.jobs import EngineStatus, Job
 from nava_core.speech import SpeechPrompt
-from ui.catalogue import Catalogue
+from ui.catalogue import LANGUAGES, Catalogue
 
 if TYPE_CHECKING:
     from nava_core.conditioning.text import TokenCount
     from ui.rewriting import Rewriting
 
 # As many as styles/studio.css has colours; the next span starts again with the first.
-SPAN_COLOURS = 4
+SPAN_COLOURS = 8
+# Parts of the page that a screen reader can jump to, by their elements' ids.
+REGIONS = {"header": "banner", "studio": "main", "scene": "region", "stage": "region", "bar": "region"}
 
 
-def header(text: Catalogue, status: EngineStatus, model: str = "") -> str:
-    label = text(f"status.{status.state}", **({"model": model} if status.state == "ready" else {}))
+def heading(words: str) -> str:
+    return f"<h2>{escape(words)}</h2>"
+
+
+def disclosure(words: str, controls: str) -> str:
+    """A button that shows and hides the element with the id `controls`; scripts/page.js makes it work."""
     return (
-        f'<div class="nava-brand"><h1>{escape(text("app.title"))}</h1><p>{escape(text("app.tagline"))}</p></div>'
-        f'<div class="nava-status" data-state="{status.state}" role="status">{escape(label)}</div>'
+        f'<button type="button" class="nava-disclosure" data-nava-discloses="{controls}" aria-expanded="false" '
+        f'aria-controls="{controls}">{escape(words)}</button>'
     )
 
 
-def speech(text: Catalogue, prompt: SpeechPrompt) -> str:
-    """The prompt with its spans coloured and numbered, as the model will be told where speech is."""
-    if not prompt.spans:
-        return quiet(text("speech.none"))
-    parts, position = [], 0
-    for number, span in enumerate(prompt.spans, start=1):
-        parts.append(escape(prompt.source[position : span.mark_start]))
-        parts.append(_span(text, number, span.text, span.closed))
-        position = span.mark_end
-    parts.append(escape(prompt.source[position:]))
-    count = quiet(text("speech.count", count=len(prompt.spans)))
-    return f'{count}<div class="nava-script" tabindex="0">{"".join(parts)}</div>'
+def header(text: Catalogue, status: EngineStatus, model: str = "", links: Mapping[str, str] | None = None) -> str:
+    """The brand, how the model is, and the switches. links: each other language's name and where its page is."""
+    label = text(f"status.{status.state}", **({"model": model} if status.state == "ready" else {}))
+    languages = "".join(
+        f'<a class="nava-switch" href="{escape(address)}" hreflang="{language}" lang="{language}">'
+        f"{escape(LANGUAGES[language])}</a>"
+        for language, address in (links or {}).items()
+    )
+    theme = (
+        f'<button type="button" class="nava-switch nava-theme" data-nava-theme aria-pressed="false" '
+        f'aria-label="{escape(text("theme.dark"))}" title="{escape(text("theme.dark"))}"></button>'
+    )
+    regions = "".join(
+        f'<i hidden data-nava-region="{place}" data-role="{role}" data-label="{escape(text(f"region.{place}"))}"></i>'
+        for place, role in REGIONS.items()
+    )
+    return (
+        f'<a class="nava-skip" href="#scene" data-nava-skip>{escape(text("app.skip"))}</a>'
+        f'<div class="nava-brand"><h1>{escape(text("app.title"))}</h1><p>{escape(text("app.tagline"))}</p></div>'
+        f'<div class="nava-status" data-state="{status.state}" role="status">{escape(label)}</div>'
+        f'<nav class="nava-switches" aria-label="{escape(text("app.switches"))}">{languages}{theme}</nav>'
+        f'<span hidden data-nava-language="{text.language}"></span>{regions}'
+    )
 
 
-def _span(text: Catalogue, number: int, line: str, closed: bool) -> str:
-    note = "" if closed else f' data-open title="{escape(text("speech.unclosed"))}"'
-    return f'<mark data-colour="{colour(number)}" data-number="{number}"{note}>{escape(line)}</mark>'
+def speech(text: Catalogue, prompt: SpeechPrompt | None, colours: Sequence[int] = ()) -> str:
+    """How many spoken lines there are, and whether one is unclosed.
+
+    colours: one for each span, where they are not counted through; scripts/scene.js draws the spans in them.
+    """
+    spans = prompt.spans if prompt else ()
+    count = text("speech.count", count=len(spans)) if spans else text("speech.none")
+    shown = ",".join(str(number) for number in colours)
+    unclosed = "" if all(span.closed for span in spans) else message(text("speech.unclosed"), "hint")
+    return f'<p class="nava-quiet" data-colours="{shown}">{escape(count)}</p>{unclosed}'
 
 
 def colour(number: int) -> int:

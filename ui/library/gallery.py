@@ -162,10 +162,11 @@ class Gallery:
         Raises FileNotFoundError, ValueError, MediaError.
         """
         path = self.file_of(owner, clip_id)
-        if with_recipe:
-            return path
-        copy = self._exports / secrets.token_hex(16) / path.name
-        return save_without_recipe(path, copy)
+        return path if with_recipe else self.anonymous_copy(path)
+
+    def anonymous_copy(self, path: Path) -> Path:
+        """A copy of a clip, of the same name, that does not hold the recipe. Raises ValueError, MediaError."""
+        return save_without_recipe(path, self._exports / secrets.token_hex(16) / path.name)
 
     def last_frame(self, owner: str, clip_id: str) -> Path:
         """A PNG of the clip's last frame. Raises FileNotFoundError, ValueError."""

@@ -41,6 +41,8 @@ CREATE TABLE IF NOT EXISTS voices (
 )"""
 
 Rows = list[sqlite3.Row]
+VOICES = Path(".studio") / "voices"
+"""Where a library is by custom, within the folder of the clips."""
 
 
 @dataclass(frozen=True)
