@@ -41,6 +41,7 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> VoiceLibrary:
 def url(library: VoiceLibrary, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     outputs = tmp_path_factory.mktemp("outputs")
     with closing(InProcessEngine(tiny_pipeline, outputs)) as engine, closing(offline_desk()) as desk:
+        engine.wait_until_loaded()  # a process must not end while a thread of it loads
         service = Service(engine, desk, Catalogue("en"), library)
         with gr.Blocks() as demo:
             prompt = gr.Textbox(label="Prompt", elem_id="prompt")
@@ -137,4 +138,5 @@ def test_a_cut_is_made_by_keyboard_and_all_fits_a_phone(page: Any, library: Voic
     page.click("#cast-new > button")
     page.wait_for_selector("#cast-add")
     assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
+    assert page.evaluate("document.querySelector('.nava-line').clientWidth") > 200
     assert page.evaluate(UNNAMED) == []
