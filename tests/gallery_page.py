@@ -78,7 +78,7 @@ def gallery_page(
     gallery: Gallery, language: str = "en", heard: Heard | None = None, auth: Any = None, port: int | None = None
 ) -> Iterator[str]:
     text = Catalogue(language)
-    service = Service(cast(Any, None), cast(Any, None), text, gallery)
+    service = Service(cast(Any, None), cast(Any, None), text, gallery=gallery)
     with gr.Blocks(fill_width=True, analytics_enabled=False) as demo:
         panel = build_gallery(text)
         connect_gallery(service, panel)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,6 +17,7 @@ from nava_core.media import write_audio, write_clip
 from nava_core.request import GenerationRequest
 from ui.catalogue import Catalogue
 from ui.compare import ComparePanel, build_compare, connect_compare
+from ui.handover import comparable_clips
 from ui.service import Service
 from ui.stage import StagePanel, build_stage, connect_stage, stage_updates
 
@@ -91,7 +93,7 @@ def stage_page(engine: Engine, folder: Path, language: str = "en", **options: An
         stage, compare = build_stage(service.text), build_compare(service.text)
         asked = gr.JSON(elem_id="asked", label="Asked")
         connect_stage(service, stage, **options)
-        connect_compare(service, compare)
+        connect_compare(service, compare, partial(comparable_clips, service))
         _connect(service, show, group, stage, compare, asked)
     _, url, _ = demo.queue(default_concurrency_limit=None).launch(
         prevent_thread_lock=True, quiet=True, **launch_options(folder) | {"mcp_server": False}

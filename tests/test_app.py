@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -44,10 +44,11 @@ from ui.catalogue import LANGUAGES, Catalogue, entries
 from ui.differences import differences_view
 from ui.examples import examples_for
 from ui.hints import known_words, outside_hint
+from ui.library.voices import VoiceLibrary
 from ui.panels import Page
 from ui.rewriting import RewriteDesk
 from ui.service import Service
-from ui.state import VOICE_SLOTS, Form, form_values
+from ui.state import Form, form_values
 from ui.studio import build_page
 
 ROOT = Path(__file__).parent.parent
@@ -164,7 +165,6 @@ def form(**changes: Any) -> Form:
         "audio_align": 4.0,
         "timbre": 5.0,
         "align": False,
-        "voices": (None,) * VOICE_SLOTS,
     }
     return Form(**values | changes)
 
@@ -172,13 +172,13 @@ def form(**changes: Any) -> Form:
 def test_the_form_becomes_a_request_and_a_request_the_form_again(tmp_path: Path) -> None:
     voice = tmp_path / "voice.wav"
     voice.write_bytes(b"RIFF")
-    written = form(voices=(None, str(voice), *[None] * (VOICE_SLOTS - 2)))
-    request = written.request(TEXT)
+    written = form()
+    request = written.request(TEXT, (None, str(voice)))
     assert request.guidance == Guidance(1.0, 2.0, 3.0, 4.0, 5.0, align=False)
     assert request.speakers == (None, str(voice))
     assert (request.width, request.height, request.seconds, request.seed) == (832, 480, 3.0, 5)
     again = form_values(request.resolve(SPEC), SPEC)
-    assert Form(**again | {"voices": tuple(again["voices"]), "random_seed": False, "variations": 1}) == written
+    assert Form(**again | {"random_seed": False, "variations": 1}) == written
 
 
 def test_a_random_seed_wins_over_the_one_shown_and_a_seed_in_words_is_refused() -> None:
@@ -191,7 +191,7 @@ def test_a_random_seed_wins_over_the_one_shown_and_a_seed_in_words_is_refused() 
 
 def test_more_voices_than_spoken_lines_name_both_counts() -> None:
     with pytest.raises(RequestError, match="3 voice references for 2 speech spans") as caught:
-        form(voices=("a", None, "c", *[None] * (VOICE_SLOTS - 3))).request(TEXT)
+        form().request(TEXT, ("a", None, "c"))
     assert caught.value.field == "speakers"
 
 
@@ -238,17 +238,16 @@ def engine(pipeline: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 
 
 @pytest.fixture
-def service(engine: InProcessEngine) -> Iterator[Service]:
-    desk = offline_desk()
-    yield Service(engine, desk, TEXT)
-    desk.close()
+def service(engine: InProcessEngine, tmp_path: Path) -> Iterator[Service]:
+    with closing(offline_desk()) as desk, closing(VoiceLibrary(tmp_path / "voices")) as voices:
+        yield Service(engine, desk, TEXT, voices)
 
 
 def values_of(page: Page, **changes: Any) -> list[Any]:
     """What the browser sends for a form; files come as dictionaries and lie in Gradio's folder for uploads."""
     written = form(**{"size": "96x64", "seconds": 0.5, "steps": 2} | changes)
-    image, *voices = (file and {"path": f"{get_upload_folder()}/{file}"} for file in (written.image, *written.voices))
-    return [*(image if name == "image" else getattr(written, name) for name in page.form), *voices]
+    image = written.image and {"path": f"{get_upload_folder()}/{written.image}"}
+    return [*(image if name == "image" else getattr(written, name) for name in page.form), written.assignments]
 
 
 def run(updates: Any) -> list[dict[Any, Any]]:
@@ -272,7 +271,7 @@ def test_each_field_has_a_place_for_its_error_and_a_name() -> None:
         ({"seed": "x"}, "seed"),
         ({"seconds": 60}, "seconds"),
         ({"video": 99}, "guidance"),
-        ({"voices": ("a", "b", "c", *[None] * (VOICE_SLOTS - 3))}, "speakers"),
+        ({"assignments": {"lines": ["你好", "再见"], "voices": [None, "deleted"]}}, "speakers"),
         ({"modality": "audio", "image": "some.png"}, "image"),
         ({"steps": 0}, "num_inference_steps"),
     ],
@@ -280,8 +279,8 @@ def test_each_field_has_a_place_for_its_error_and_a_name() -> None:
 def test_an_error_stands_beside_its_field_and_nothing_typed_changes(
     service: Service, page: Page, changes: dict[str, Any], field: str
 ) -> None:
-    for press in (handlers.generate, captions.rewrite_and_generate):
-        shown = press(service, page, None, *values_of(page, **changes))
+    for press, before in ((handlers.generate, [None, None]), (captions.rewrite_and_generate, [None])):
+        shown = press(service, page, *before, *values_of(page, **changes))
         place = page.errors[field]
         assert shown[place]["visible"] and 'data-kind="error"' in shown[place]["value"]
         others = set(page.errors.values()) - {place}
@@ -291,9 +290,9 @@ def test_an_error_stands_beside_its_field_and_nothing_typed_changes(
 
 
 def test_a_job_is_watched_to_its_clip(service: Service, page: Page) -> None:
-    started = handlers.generate(service, page, None, *values_of(page, random_seed=True))
+    started = handlers.generate(service, page, None, None, *values_of(page, random_seed=True))
     assert not any(started[place]["visible"] for place in page.errors.values())
-    assert not started[page.bar.generate]["interactive"] and started[page.bar.cancel]["visible"]
+    assert started[page.bar.generate]["value"] == TEXT("generate.busy") and started[page.bar.cancel]["visible"]
     job_id = started[page.watched]
     watched = run(handlers.watch(service, page, job_id))
     assert len({frozenset(update) for update in watched}) == 1, "each state is whole"
@@ -310,7 +309,7 @@ def test_watching_nothing_changes_nothing(service: Service, page: Page) -> None:
 
 
 def test_a_reloaded_page_shows_the_last_result_and_what_was_asked(service: Service, page: Page) -> None:
-    started = handlers.generate(service, page, None, *values_of(page))
+    started = handlers.generate(service, page, None, None, *values_of(page))
     run(handlers.watch(service, page, started[page.watched]))
     shown = asyncio.run(handlers.open_page(service, page, started[page.job], None))
     assert shown[page.scene.prompt]["value"] == form().prompt
@@ -332,15 +331,18 @@ def test_a_failure_inside_the_program_is_told_with_what_was_written_kept(service
         assert set(shown) == {page.bar.notice} and "<b>" not in shown[page.bar.notice]["value"]
 
 
-def test_writing_shows_spans_slots_hint_and_suggestion(service: Service, page: Page) -> None:
-    voices = ("a", "b", *[None] * (VOICE_SLOTS - 2))
-    shown = handlers.write(service, page, "猫 ~~Hello~~Hi there", *voices)
-    assert shown[page.scene.suggestion]["visible"] and shown[page.scene.hint]["visible"]
-    assert [shown[slot]["visible"] for slot in page.voices.slots[:3]] == [True, True, False]
-    assert handlers.follow_suggestion("猫 ~~Hello~~Hi there", *voices) == "猫 ~~Hello~~~~Hi there~~"
-    three = handlers.write(service, page, "圆球 ~~a~~ ~~b~~ ~~<i>c~~", *[None] * VOICE_SLOTS)
-    assert [three[slot]["visible"] for slot in page.voices.slots[:4]] == [True, True, True, False]
-    assert "<i>c" in three[page.voices.slots[2]]["label"] and not three[page.scene.hint]["visible"]
+def test_writing_shows_spans_in_their_colours_hint_and_suggestion(service: Service, page: Page, tmp_path: Path) -> None:
+    assert service.voices is not None
+    alone = handlers.write(service, page, "猫 ~~Hello~~Hi there")
+    assert not alone[page.scene.suggestion]["visible"] and alone[page.scene.hint]["visible"]
+    soundfile.write(tmp_path / "voice.wav", np.sin(np.arange(32_000) / 13) * 0.3, 16_000)
+    voices = [service.voices.add("", tmp_path / "voice.wav", name, consent=True) for name in ("Ann", "Bo")]
+    shown = handlers.write(service, page, "猫 ~~Hello~~Hi there")
+    assert shown[page.scene.suggestion]["visible"], "as many voices as marks"
+    assert handlers.follow_suggestion(service, "猫 ~~Hello~~Hi there") == "猫 ~~Hello~~~~Hi there~~"
+    stored = {"lines": ["a", "b"], "voices": [voices[1].id, None]}
+    two = handlers.write(service, page, "圆球 ~~a~~ ~~b~~", stored)
+    assert f'data-colours="{voices[1].colour},2"' in two[page.scene.speech] and not two[page.scene.hint]["visible"]
 
 
 def test_the_negative_prompt_follows_the_modality_unless_it_is_ones_own(service: Service) -> None:

@@ -14,7 +14,6 @@ from queue_child import SoundRunner
 
 from nava_core.engine import EngineError, QueueEngine
 from nava_core.request import GenerationRequest, Guidance, ModelSpec, RequestError
-from ui import views
 from ui.catalogue import Catalogue
 from ui.differences import differences, differences_view
 from ui.footer import SHARES, quality_of, steps_of
@@ -127,9 +126,3 @@ def test_more_variations_than_the_page_offers_are_refused() -> None:
     values = dict.fromkeys(Form.__dataclass_fields__, None) | {"variations": 1000}
     with pytest.raises(RequestError, match="1000"):
         _ = Form(**values).number
-
-
-def test_how_captions_came_about_is_told_in_shares() -> None:
-    assert views.outcomes(TEXT, Counter({"as is": 1})) == ""
-    html = views.outcomes(TEXT, Counter({"as is": 3, "repaired": 1}))
-    assert "75% as written, 25% repaired" in html and "last 4" in html

@@ -19,6 +19,7 @@ from nava_core.speech import parse_speech
 from ui import compare, stage, stage_views, waveform
 from ui.catalogue import Catalogue
 from ui.compare import ComparePanel, build_compare
+from ui.handover import comparable_clips
 from ui.stage import StagePanel, build_stage
 
 TEXT = Catalogue("en")
@@ -200,14 +201,17 @@ def test_cancel_asks_the_job_on_the_stage_to_end(panel: StagePanel) -> None:
 
 def test_clips_that_are_there_are_compared(compare_panel: ComparePanel, clips: dict[str, Job]) -> None:
     gone = replace(clips["film"], id="gone", result=Path("nowhere.mp4"))
-    service = service_of(Engine(*clips.values(), RUNNING, gone))
-    group = ["1", "a film", "gone", "forgotten", "other"]
-    assert [job.id for job in compare.comparable(service, group)] == ["a film", "other"]
-    html = compare.show_group(service, compare_panel, group)[compare_panel.grid]["value"]
+    another = replace(clips["film"], id="another", owner="somebody else")
+    service = service_of(Engine(*clips.values(), RUNNING, gone, another))
+    group = ["1", "a film", "gone", "forgotten", "another", "other"]
+    jobs = comparable_clips(service, group, "")
+    assert [job.id for job in jobs] == ["a film", "other"]
+    html = compare.show_group(TEXT, compare_panel, jobs)[compare_panel.grid]["value"]
     assert html.count("<video") == 2 and "Seed 1" in html and "Seed 2" in html and 'data-id="a film"' in html
-    assert "At least two" in compare.show_group(service, compare_panel, ["a film"])[compare_panel.grid]["value"]
-    assert not compare.show_group(service, compare_panel, [])[compare_panel.section]["visible"]
-    assert len(compare.comparable(service, ["other"] * 6)) == compare.MOST
+    assert "At least two" in compare.show_group(TEXT, compare_panel, jobs[:1])[compare_panel.grid]["value"]
+    assert not compare.show_group(TEXT, compare_panel, None)[compare_panel.section]["visible"]
+    many = compare.show_group(TEXT, compare_panel, jobs[1:] * 6)[compare_panel.grid]["value"]
+    assert many.count("<video") == compare.MOST
 
 
 def test_only_one_of_the_group_can_be_taken(compare_panel: ComparePanel) -> None:
