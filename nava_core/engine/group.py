@@ -81,8 +81,8 @@ class WorkerGroup:
     """`ranks` processes running `module`, each with the pipeline of `source`, until `end` or the first that fails.
 
     silence: seconds without a sign of life after which a rank counts as hung. Such a sign is its heart's beat; while it
-    loads any work too, for a library may hold the interpreter's lock meanwhile. And in a run one of the ranks must be at
-    work, where that can be seen: hearts beat on while all wait for one another.
+    loads any work too, for a library may hold the interpreter's lock meanwhile. And in a run one of the ranks must be
+    at work, where that can be seen: hearts beat on while all wait for one another.
     """
 
     def __init__(self, source: PipelineSource, ranks: int, module: str, silence: float):
