@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from conftest import GOLDEN
 from nava_core.conditioning.text import count_tokens
 from nava_core.engine import EngineError, JobError, PipelineSource
 from nava_core.engine import rank as rank_module
+from nava_core.engine.overhead import job_overhead
 from nava_core.engine.parallel import PeerError, RankFailure
 from nava_core.engine.pulse import Patience
 from nava_core.engine.runner import Outcome, Progress, RunFailed, RunnerLost, Task
@@ -492,6 +494,24 @@ def test_a_rank_that_makes_no_progress_says_so_and_ends() -> None:
     with pytest.raises((EOFError, OSError)):
         line.receive()
     switchboard.close()
+
+
+@pytest.mark.slow
+def test_a_job_costs_little_over_the_bare_call(pipeline: Any, one_thread: None, tmp_path: Path) -> None:
+    """In processor time, which a busy machine disturbs least; the promise itself is docs/engine-evidence.md's."""
+    runner = WorkerRunner(SOURCE)
+    costs = job_overhead(pipeline, replace(CLIP, num_inference_steps=20), tmp_path, repeats=3, runner=runner)
+    assert costs.processor_share < 0.05 or costs.processor_seconds < 0.15
+
+
+@pytest.fixture
+def one_thread(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Here and in the processes that start: threads that spin while they wait for one another would count as work."""
+    threads = torch.get_num_threads()
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def test_strangers_are_not_answered() -> None:
