@@ -48,6 +48,7 @@ def disturb_pass(*_: Any) -> None:
         dist.barrier()
     for fault in FAULTS.glob("asleep-*"):
         if fault.name == f"asleep-{RANK}":
+            (FAULTS / "fell-asleep").write_text(str(time.monotonic()))
             time.sleep(3600)
         dist.barrier()
 

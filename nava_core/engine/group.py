@@ -36,6 +36,8 @@ PACKAGE_ROOT = Path(__file__).resolve().parents[2]
 WATCH_INTERVAL = 0.25
 # For a process to reach us: the launcher imports torch first, perhaps from a cold disk.
 STARTING_SECONDS = 300.0
+# Of rest of all ranks in a run; longer than one with an error waits for the others to have it too (`parallel.SETTLE`).
+STANDSTILL_SECONDS = 6.5
 # When this process itself stood still for so long, the others are not to blame for what it did not hear.
 OWN_STALL_SECONDS = 1.0
 # For processes to leave by themselves: asked, and where one of them is known to be dead or hung.
@@ -81,8 +83,9 @@ class WorkerGroup:
     """`ranks` processes running `module`, each with the pipeline of `source`, until `end` or the first that fails.
 
     silence: seconds without a sign of life after which a rank counts as hung. Such a sign is its heart's beat; while it
-    loads any work too, for a library may hold the interpreter's lock meanwhile. And in a run one of the ranks must be
-    at work, where that can be seen: hearts beat on while all wait for one another.
+    loads any work too, for a library may hold the interpreter's lock meanwhile.
+
+    In a run one of the ranks must be at work, where that can be seen: hearts beat on while all wait for one another.
     """
 
     def __init__(self, source: PipelineSource, ranks: int, module: str, silence: float):
@@ -238,7 +241,7 @@ class WorkerGroup:
                 raise _Ended(f"{self._name(member)} gave no sign of life for {silent:.0f} s", crashed=True)
         if self._run_began is not None and self._introduction is not None and self._introduction.work_shows:
             idle = min(member.vitals.idle(now) for member in self._members if member.vitals is not None)
-            if min(idle, now - self._run_began) > self._silence:
+            if min(idle, now - self._run_began) > STANDSTILL_SECONDS:
                 whose = "the worker" if self.ranks == 1 else "every worker"
                 raise _Ended(f"{whose} stood still for {idle:.0f} s in the middle of a run")
 
