@@ -72,7 +72,8 @@ class Job:
     cancelling: somebody asked it to end, which takes a step at most.
     preview: the newest picture of the clip in the making, uint8 (height, width, 3). seconds: time spent running.
     created, ended: seconds since 1970; ended is None until it is. attempts: how often it was started.
-    interrupted: what ran it ended in the middle of it; `error` says so, and `retry` makes it again from its seed.
+    interrupted: what ran it ended in the middle of it, or it was asked of another model; `error` says so, and `retry`
+    makes it from its seed, with the model that is there.
     """
 
     id: str
