@@ -1,8 +1,8 @@
 """A worker whose backbone does, on demand, what real ones do by accident. Run by tests/test_workers.py.
 
 Faults are files in the folder that NAVA_TEST_FAULTS names: `slow` (every pass takes 0.2 s longer), `boundary-R` (rank R
-runs out of memory after a step's passes, once) and `inside-R` (rank R runs out of memory within a pass while the
-others wait for it in a collective).
+runs out of memory after a step's passes, once), and, within a pass while the others wait for it in a collective,
+`inside-R` (rank R runs out of memory) and `asleep-R` (it hangs, its heart beating on).
 """
 
 from __future__ import annotations
@@ -45,6 +45,11 @@ def disturb_pass(*_: Any) -> None:
     for fault in FAULTS.glob("inside-*"):
         if fault.name == f"inside-{RANK}":
             raise torch.OutOfMemoryError("out of memory, says the test")
+        dist.barrier()
+    for fault in FAULTS.glob("asleep-*"):
+        if fault.name == f"asleep-{RANK}":
+            (FAULTS / "fell-asleep").write_text(str(time.monotonic()))
+            time.sleep(3600)
         dist.barrier()
 
 

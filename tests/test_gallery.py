@@ -531,7 +531,7 @@ def test_all_of_a_recipe_makes_the_form_that_wrote_it(clips: dict[str, Job]) -> 
     changed, messages = reused_form(NOW, recipe, PARTS, SPEC)
     assert messages == []
     assert changed == {"prompt": "A red ball ~~Hello there~~", "seed": "101", "random_seed": False}
-    assert NOW | changed == form_values(clips["film"].request, SPEC) | {"random_seed": False}
+    assert NOW | changed == form_values(clips["film"].request, SPEC) | {"random_seed": False, "voices": []}
 
 
 def test_only_the_asked_part_changes(clips: dict[str, Job], tmp_path: Path) -> None:
@@ -567,7 +567,7 @@ def test_what_todays_model_cannot_do_is_said_and_the_rest_restored(clips: dict[s
         "modality": "smell",
     }
     changed, messages = reused_form(NOW, recipe, PARTS, replace(SPEC, accepts_images=True))
-    assert changed == {"prompt": recipe["prompt"], "steps": 7, "audio": 5.0}
+    assert changed == {"prompt": recipe["prompt"], "steps": 7, "audio": 5.0, "voices": [None]}
     said = "\n".join(messages)
     for words in (
         "Size: nava-nano does not make 1280 × 704",

@@ -41,12 +41,13 @@ class GatedRunner(SoundRunner):
         self.gate = threading.Semaphore(0)
         self.errors: list[BaseException] = []
         self.calls: list[str] = []
+        self.spec = SPEC
 
     def start(self) -> RunnerInfo:
         self.calls.append("start")
         if self.errors and isinstance(self.errors[0], EngineError):
             raise self.errors.pop(0)
-        return super().start()
+        return replace(super().start(), spec=self.spec)
 
     def run(self, task: Any, report: Any, cancelled: Any) -> Outcome:
         self.calls.append(task.job_id)
@@ -202,6 +203,43 @@ def test_closing_interrupts_what_runs_and_the_next_start_goes_on(open_engine: An
     engine = open_engine()
     assert [finished(engine, name).state for name in (running, queued)] == ["done", "done"]
     assert engine.job(running).attempts == 2 and runner.calls[-2:] == [running, queued]
+
+
+def test_a_job_waits_for_the_model_that_it_was_asked_of(open_engine: Any, runner: GatedRunner) -> None:
+    engine = open_engine()
+    engine.pause()
+    first, second, third = (engine.submit(REQUEST) for _ in range(3))
+    engine.close()
+    runner.spec = replace(SPEC, name="others")
+    engine = open_engine()
+    copy, own = engine.duplicate(third), engine.submit(REQUEST)
+    engine.edit(third, replace(REQUEST, prompt="a cube"))
+    runner.gate.release(9)
+    engine.resume()
+    assert [finished(engine, name).state for name in (third, copy, own)] == ["done", "done", "done"]
+    for name in (first, second):
+        job = finished(engine, name)
+        assert job.state == "interrupted" and name not in runner.calls
+        assert job.error is not None and "sounds" in job.error.message and "others" in job.error.message
+    engine.retry(second)
+    assert finished(engine, second).state == "done"
+    engine.close()
+    runner.spec = SPEC
+    assert finished(open_engine(), first).state == "done"
+
+
+def test_jobs_taken_while_the_model_loads_are_asked_of_it(tmp_path: Path, runner: GatedRunner) -> None:
+    database = tmp_path / "jobs.sqlite3"
+    store = JobStore(database)
+    store.submit("early", store.pack(replace(REQUEST, seed=5)))
+    store.set_paused(True)
+    store.close()
+    engine = QueueEngine(runner, tmp_path / "out", database)
+    engine.wait_until_loaded()
+    engine.close()
+    store = JobStore(database)
+    assert store.job("early").model == SPEC.name
+    store.close()
 
 
 def test_in_memory_closing_cancels(open_engine: Any, runner: GatedRunner) -> None:

@@ -25,7 +25,7 @@ from ui.queue_feed import QueueFeed
 from ui.service import QUIET, Service, Updates, note
 from ui.views import quiet
 
-SCRIPT = Path(__file__).with_name("scripts") / "queue.js"
+SCRIPT = Path(__file__).with_name("scripts") / f"{Path(__file__).stem}.js"
 # Straight to the server and not through Gradio's queue, where every running event holds a place.
 DIRECT: dict[str, Any] = {
     "show_progress": "hidden",

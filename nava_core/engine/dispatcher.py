@@ -221,6 +221,7 @@ class Dispatcher:
         logger.info("%s loaded in %.1f s", info.spec.name, time.monotonic() - started)
         with self._changed:
             self._loaded, self.info = True, info
+            self.save(partial(self._store.adopt, info.spec.name))
             self.history = [RunTimes.from_json(times) for times in self._store.runs(info.spec.name)]
 
     def _load_or_unload(self) -> None:
@@ -298,6 +299,8 @@ class Dispatcher:
             clip = self.finished_clip(stored) if stored.attempts > 1 else None
             if clip is None:
                 self._load()
+                if (another := self._asked_of_another(stored)) is not None:
+                    return Ending("interrupted", error=another)
                 outcome = self._run(record, self._task(record, stored))
                 clip = outcome.path, outcome.recipe
             return Ending("done", *clip)
@@ -316,6 +319,18 @@ class Dispatcher:
             full = is_disk_full(error)
             failure = disk_full(self._output_dir, "the clip") if full else JobError(f"{type(error).__name__}: {error}")
         return Ending("failed", error=failure)
+
+    def _asked_of_another(self, stored: StoredJob) -> JobError | None:
+        """Why the job is laid aside: another model would make another clip than was asked for, and nobody might see."""
+        assert self.info is not None
+        model = self.info.spec.name
+        if stored.model in (None, model):
+            return None
+        return JobError(
+            f"this clip was asked of {stored.model}, and {model} is loaded now: it goes on by itself when NAVA Studio "
+            f"is started with {stored.model}; let it go on here to make it with {model}",
+            kind="interrupted",
+        )
 
     def _task(self, record: Record, stored: StoredJob) -> Task:
         """The run, with its request resolved and written down before it begins. Raises RequestError."""

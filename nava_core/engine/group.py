@@ -20,15 +20,18 @@ import numpy as np
 
 from nava_core.engine.jobs import JobError
 from nava_core.engine.source import PipelineSource
+from nava_core.engine.vitals import Vitals
 from nava_core.engine.wire import (
     Alive,
     Dying,
+    Finished,
     Hear,
     Heard,
     Hello,
     Line,
     Load,
     Ready,
+    Run,
     Switchboard,
     ready_among,
 )
@@ -37,8 +40,10 @@ logger = logging.getLogger(__name__)
 
 PACKAGE_ROOT = Path(__file__).resolve().parents[2]
 WATCH_INTERVAL = 0.25
-# For a process to reach us, and of silence from then until it has loaded: importing torch can lock the interpreter.
+# For a process to reach us: the launcher imports torch first, perhaps from a cold disk.
 STARTING_SECONDS = 300.0
+# Of rest of all ranks in a run; longer than one with an error waits for the others to have it too (`parallel.SETTLE`).
+STANDSTILL_SECONDS = 6.5
 # When this process itself stood still for so long, the others are not to blame for what it did not hear.
 OWN_STALL_SECONDS = 1.0
 # For processes to leave by themselves: asked, and where one of them is known to be dead or hung.
@@ -75,6 +80,7 @@ class _Member:
     line: Line
     heard: float
     rank: int | None = None
+    vitals: Vitals | None = None
     ready: bool = False
     last_words: Dying | None = None
     is_gone: bool = False
@@ -83,7 +89,10 @@ class _Member:
 class WorkerGroup:
     """`ranks` processes running `module`, each with the pipeline of `source`, until `end` or the first that fails.
 
-    silence: seconds without a sign of life after which a rank counts as hung.
+    silence: seconds without a sign of life after which a rank counts as hung. Such a sign is its heart's beat; while it
+    loads any work too, for a library may hold the interpreter's lock meanwhile.
+
+    In a run one of the ranks must be at work, where that can be seen: hearts beat on while all wait for one another.
     """
 
     def __init__(self, source: PipelineSource, ranks: int, module: str, silence: float):
@@ -92,6 +101,8 @@ class WorkerGroup:
         self.pids: dict[int, int] = {}
         self.lost: Lost | None = None
         self._members: list[_Member] = []
+        self._introduction: Ready | None = None
+        self._run_began: float | None = None
         self._started = self._looked = time.monotonic()
         self.is_over = False  # nothing more can be sent; `lost` follows when all processes are gone
         self._ending = threading.Event()
@@ -114,6 +125,8 @@ class WorkerGroup:
     def send(self, message: Any) -> None:
         """To rank 0. Where that is gone, `messages` will say so."""
         line = next((member.line for member in self._members if member.rank == 0), None)
+        if isinstance(message, Run):
+            self._run_began = time.monotonic()
         try:
             if line is not None:
                 line.send(message)
@@ -187,6 +200,8 @@ class WorkerGroup:
         if now - self._looked > WATCH_INTERVAL + OWN_STALL_SECONDS:
             for member in self._members:
                 member.heard = now
+                if member.vitals is not None:
+                    member.vitals.excuse(now)
         self._looked = now
 
     def _welcome(self) -> None:
@@ -224,7 +239,7 @@ class WorkerGroup:
             case Alive():
                 pass
             case Hello(rank, pid):
-                member.rank = rank
+                member.rank, member.vitals = rank, Vitals(pid, time.monotonic())
                 self.pids[rank] = pid
             case Heard(question_id, answer):
                 with self._asking:
@@ -238,6 +253,8 @@ class WorkerGroup:
                 if self._all_ready():
                     self.messages.put(self._introduction)
             case _:
+                if isinstance(message, Finished):
+                    self._run_began = None
                 self.messages.put(message)
 
     def _judge(self) -> None:
@@ -248,9 +265,16 @@ class WorkerGroup:
         if len(self.pids) < self.ranks and now - self._started > STARTING_SECONDS:
             raise _Ended(f"{len(self.pids)} of {self.ranks} workers had started after {STARTING_SECONDS:.0f} s")
         for member in self._members:
-            limit = self._silence if self._all_ready() else STARTING_SECONDS
-            if now - member.heard > limit:
-                raise _Ended(f"{self._name(member)} gave no sign of life for {now - member.heard:.0f} s")
+            silent = now - member.heard
+            if not self._all_ready() and member.vitals is not None:
+                silent = min(silent, member.vitals.idle(now))
+            if silent > self._silence:
+                raise _Ended(f"{self._name(member)} gave no sign of life for {silent:.0f} s", crashed=True)
+        if self._run_began is not None and self._introduction is not None and self._introduction.work_shows:
+            idle = min(member.vitals.idle(now) for member in self._members if member.vitals is not None)
+            if min(idle, now - self._run_began) > STANDSTILL_SECONDS:
+                whose = "the worker" if self.ranks == 1 else "every worker"
+                raise _Ended(f"{whose} stood still for {idle:.0f} s in the middle of a run")
 
     def _all_ready(self) -> bool:
         return len(self._members) == self.ranks and all(member.ready for member in self._members)

@@ -74,7 +74,8 @@ class Job:
     created, ended: seconds since 1970; ended is None until it is. attempts: how often it was started.
     owner: who submitted it, as they logged in; "" where nobody does. variations: what jobs that are variations of one
     another share; None for a job by itself.
-    interrupted: what ran it ended in the middle of it; `error` says so, and `retry` makes it again from its seed.
+    interrupted: what ran it ended in the middle of it, or it was asked of another model; `error` says so, and `retry`
+    makes it from its seed, with the model that is there.
     """
 
     id: str

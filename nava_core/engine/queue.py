@@ -34,7 +34,7 @@ class QueueEngine:
 
     Whatever happens to the process, at any moment: no job vanishes, and none is made twice to a different clip, for its
     seed and its files are kept before it may run. What was running is `interrupted` at the next start, or done if its
-    clip was complete.
+    clip was complete. So is, when its turn comes, a job that was asked of another model than the one that is loaded.
 
     Args:
         output_dir: where clips are written, made on first use.
@@ -136,18 +136,19 @@ class QueueEngine:
         packed = self._packed(request)
         with self._changing():
             self._forget_old()
-            return self._added(self._store.submit(secrets.token_hex(8), packed, owner, variations).id)
+            stored = self._store.submit(secrets.token_hex(8), packed, self._model, owner, variations)
+            return self._added(stored.id)
 
     def duplicate(self, job_id: str) -> str:
         with self._changing():
-            return self._added(self._store.duplicate(job_id, secrets.token_hex(8)).id)
+            return self._added(self._store.duplicate(job_id, secrets.token_hex(8), self._model).id)
 
     def edit(self, job_id: str, request: GenerationRequest) -> None:
         self._refuse_if_over()
         packed = self._packed(request)
         with self._changing():
             record = self._board.record(job_id)
-            edited = self._store.edit(job_id, packed).request
+            edited = self._store.edit(job_id, packed, self._model).request
             self._board.publish(record, request=edited, steps=edited.num_inference_steps or 0, attempts=0)
 
     def move(
@@ -181,7 +182,7 @@ class QueueEngine:
     def retry(self, job_id: str) -> None:
         record = self._board.record(job_id)
         with self._changing():
-            self._board.begin_anew(record, self._store.retry(job_id))
+            self._board.begin_anew(record, self._store.retry(job_id, self._model))
             self._board.set_order(self._store.order())
             self._dispatcher.fresh.add(job_id)
             self._dispatcher.try_again()
@@ -237,6 +238,12 @@ class QueueEngine:
         return predict(self._dispatcher.history, settings_of(request.resolve(info.spec), info.spec))
 
     # Helpers
+
+    @property
+    def _model(self) -> str | None:
+        """The model that is asked now; None while it loads."""
+        info = self._dispatcher.info
+        return None if info is None else info.spec.name
 
     def _packed(self, request: GenerationRequest) -> str:
         """The request with its seed, checked as far as it can be, and its files copied. Raises RequestError."""

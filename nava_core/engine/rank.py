@@ -66,7 +66,11 @@ class Rank:
     def introduction(self) -> Ready:
         """What the app must know of the model."""
         tokenizer = self.pipeline.tokenizer
-        return Ready(self.pipeline.spec, None if tokenizer is None else tokenizer.backend_tokenizer.to_str())
+        return Ready(
+            self.pipeline.spec,
+            None if tokenizer is None else tokenizer.backend_tokenizer.to_str(),
+            work_shows=not torch.accelerator.is_available(),
+        )
 
     def serve(self) -> None:
         """Run one task after another until the process ends."""

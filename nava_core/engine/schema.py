@@ -40,6 +40,7 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         )""",
         "CREATE INDEX runs_by_model ON runs (model, number)",
     ),
+    ("ALTER TABLE jobs ADD COLUMN model TEXT",),
     (
         "ALTER TABLE jobs ADD COLUMN owner TEXT NOT NULL DEFAULT ''",
         "ALTER TABLE jobs ADD COLUMN variations TEXT",

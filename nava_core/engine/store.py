@@ -41,7 +41,10 @@ FindResult = Callable[["StoredJob"], tuple[Path, dict[str, Any]] | None]
 
 @dataclass(frozen=True)
 class StoredJob:
-    """A row. `output` is where its clip goes, folder and stem; times are seconds since 1970, `seconds` a duration."""
+    """A row. `output` is where its clip goes, folder and stem; times are seconds since 1970, `seconds` a duration.
+
+    model: the name of the model that it was asked of; None where the next one that is loaded may take it.
+    """
 
     id: str
     state: JobState
@@ -57,6 +60,7 @@ class StoredJob:
     recipe: dict[str, Any] | None
     error: JobError | None
     seconds: float
+    model: str | None
     owner: str
     variations: str | None
 
@@ -116,26 +120,28 @@ class JobStore:
         """The request for `submit` or `edit`, its files copied. Raises RequestError."""
         return pack(request, self.vault)
 
-    def submit(self, job_id: str, packed: str, owner: str = "", variations: str | None = None) -> StoredJob:
+    def submit(
+        self, job_id: str, packed: str, model: str | None = None, owner: str = "", variations: str | None = None
+    ) -> StoredJob:
         """Queue a new job at the end."""
-        columns = "id, state, place, request, created, owner, variations"
+        columns = "id, state, place, request, created, model, owner, variations"
         with self._transaction() as database:
-            values = (job_id, "queued", self._end_place(database), packed, time.time(), owner, variations)
-            database.execute(f"INSERT INTO jobs ({columns}) VALUES (?, ?, ?, ?, ?, ?, ?)", values)
+            values = (job_id, "queued", self._end_place(database), packed, time.time(), model, owner, variations)
+            database.execute(f"INSERT INTO jobs ({columns}) VALUES (?, ?, ?, ?, ?, ?, ?, ?)", values)
         return self.job(job_id)
 
-    def duplicate(self, job_id: str, new_id: str) -> StoredJob:
+    def duplicate(self, job_id: str, new_id: str, model: str | None = None) -> StoredJob:
         """Queue a job's request once more, as a new job. Raises UnknownJob."""
         rows = self._rows("SELECT request, owner FROM jobs WHERE id = ?", job_id)
         if not rows:
             raise UnknownJob(job_id)
-        return self.submit(new_id, rows[0]["request"], rows[0]["owner"])
+        return self.submit(new_id, rows[0]["request"], model, rows[0]["owner"])
 
-    def edit(self, job_id: str, packed: str) -> StoredJob:
+    def edit(self, job_id: str, packed: str, model: str | None = None) -> StoredJob:
         """Replace the request of a job that waits or was interrupted; it keeps its place. Raises JobStateError."""
         with self._transaction() as database:
             # Without its output: what an earlier run may have left there is not this request's clip.
-            self._change(database, job_id, CHANGEABLE, request=packed, output=None, attempts=0)
+            self._change(database, job_id, CHANGEABLE, request=packed, output=None, attempts=0, model=model)
         return self.job(job_id)
 
     def move(self, job_id: str, neighbour: str | None, after: bool = False) -> None:
@@ -171,10 +177,11 @@ class JobStore:
                 self._change(database, job_id, ("running",), cancelling=1)
         return self.job(job_id)
 
-    def retry(self, job_id: str) -> StoredJob:
+    def retry(self, job_id: str, model: str | None = None) -> StoredJob:
         """Queue an interrupted, failed or cancelled job again, at the end. Raises JobStateError."""
         with self._transaction() as database:
             self._queue_again(database, job_id, REVIVABLE, self._end_place(database))
+            self._change(database, job_id, ("queued",), model=model)
         return self.job(job_id)
 
     def set_paused(self, paused: bool) -> None:
@@ -197,6 +204,13 @@ class JobStore:
         if ids:
             self.vault.prune(self._named_files())
         return ids
+
+    def adopt(self, model: str) -> None:
+        """`model` is loaded: jobs that wait for any are asked of this one."""
+        unclaimed = "state = 'queued' AND model IS NULL"
+        if self._rows(f"SELECT 1 FROM jobs WHERE {unclaimed} LIMIT 1"):
+            with self._transaction() as database:
+                database.execute(f"UPDATE jobs SET model = ? WHERE {unclaimed}", (model,))
 
     # Transitions of a run
 
@@ -388,6 +402,7 @@ def _stored(row: sqlite3.Row) -> StoredJob:
         recipe=None if row["recipe"] is None else json.loads(row["recipe"]),
         error=None if row["error"] is None else JobError(**json.loads(row["error"])),
         seconds=row["seconds"],
+        model=row["model"],
         owner=row["owner"],
         variations=row["variations"],
     )

@@ -75,10 +75,15 @@ class Alive:
 
 @dataclass(frozen=True)
 class Ready:
-    """Every rank once its model is loaded. Rank 0 adds what the app must know; tokenizer: the `tokenizers` JSON."""
+    """Every rank once its model is loaded. Rank 0 adds what the app must know.
+
+    tokenizer: the `tokenizers` JSON. work_shows: whether a rank that works uses the processor; one that waits for a
+    device's answer may not.
+    """
 
     spec: ModelSpec | None = None
     tokenizer: str | None = None
+    work_shows: bool = False
 
 
 @dataclass(frozen=True)
