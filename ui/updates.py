@@ -56,7 +56,8 @@ def stage_updates(service: Service, page: Page, job: Job) -> Updates:
     path = str(job.result) if job.state == "done" else None
     is_sound = job.request.modality == "audio"
     paused = job.state == "queued" and engine.paused
-    progress = views.progress(text, job, engine.remaining(job.id), engine.status.message if paused else None)
+    left = None if job.finished else engine.remaining(job.id)
+    progress = views.progress(text, job, left, engine.status.message if paused else None)
     updates = {
         **start_buttons(service, page, busy=not job.finished),
         page.bar.cancel: cancel_button(text, job),
