@@ -48,6 +48,23 @@ def slow_down(pipeline: Any, seconds: float) -> Iterator[None]:
         hook.remove()
 
 
+@contextmanager
+def held_up(pipeline: Any, engine: Engine) -> Iterator[threading.Event]:
+    """Make the newest job wait after its first step until the event is set; it is at the end."""
+    go_on = threading.Event()
+
+    def wait(*_: Any) -> None:
+        if any(job.step for job in engine.jobs() if job.state == "running"):
+            go_on.wait()
+
+    hook = pipeline.transformer.register_forward_pre_hook(wait)
+    try:
+        yield go_on
+    finally:
+        go_on.set()
+        hook.remove()
+
+
 class TypingModel:
     """A language model that thinks, and then types a good caption piece by piece; without weights.
 
