@@ -13,27 +13,38 @@ from gradio.data_classes import FileData, GradioRootModel
 
 from nava_core.engine.jobs import Engine, EngineError, Job, UnknownJob
 from nava_core.request import GenerationRequest, Guidance, Modality, RequestError
+from ui.files import uploaded_path
+from ui.owners import owner_of
 from ui.rewriting import RewriteDesk, Rewriting
-from ui.state import uploaded_path
 
 WATCH_INTERVAL = 0.1
 ARGUMENTS = """
 
 Args:
-    prompt: the scene; each spoken line between ~~ marks.
+    prompt: the scene, in English or Chinese; each spoken line between ~~ marks, as in: She says: ~~Hello there~~.
     negative_prompt: what to stay away from; left out, it is the model's own.
-    image: the clip's first frame.
-    speakers: a recording for each spoken line, in order; null leaves a line without a reference.
-    width: in pixels.
-    height: in pixels.
+    image: the clip's first frame: a PNG, JPEG or WebP.
+    speakers: a recording of a voice for each spoken line, in order (WAV, FLAC, OGG, MP3); null leaves a line without.
+    width: in pixels, a multiple of 32.
+    height: in pixels, a multiple of 32.
     num_frames: pixel frames, 4n+1; the other way to say seconds.
     seconds: the clip's length.
     fps: frames per second.
-    num_inference_steps: denoising steps.
-    guidance: any of video, audio, video_align, audio_align, timbre (numbers) and align (true or false).
-    seed: a whole number; left out, a random one is drawn, and the recipe says which.
+    num_inference_steps: denoising steps; fewer are quicker and rougher.
+    guidance: any of video, audio, video_align, audio_align, timbre (numbers from 0 to 30) and align (true or false).
+    seed: a whole number; left out, a random one is drawn, and the recipe says which. The same seed makes the same clip.
     modality: audio_video, audio or video.
 """
+GENERATE = (
+    "Make a clip whose picture and sound come from one prompt, and wait for it, which takes seconds to minutes; its "
+    "steps are sent as progress. Returns the file (mp4, or wav for sound alone) and its recipe: everything that is "
+    "needed to make it again."
+)
+SUBMIT = "Queue a clip like generate does, without waiting for it. Returns the job's id, for job and cancel."
+REWRITE_AND_GENERATE = (
+    "Rewrite a prompt as rewrite does, make a clip of the caption and wait for it, with progress. Returns the file, "
+    "its recipe and the caption."
+)
 
 Result = TypeVar("Result")
 
@@ -52,49 +63,65 @@ def add_endpoints(engine: Engine, desk: RewriteDesk) -> None:
         settings = {"show_progress": "hidden", "concurrency_limit": None, "preprocess": False}
         trigger.click(function, inputs, outputs, api_name=function.__name__, **settings)
 
-    async def submit(request: GenerationRequest) -> str:
-        return await asyncio.to_thread(engine.submit, request)
+    async def submit(request: GenerationRequest, owner: str) -> str:
+        return await asyncio.to_thread(engine.submit, request, owner)
 
-    async def generate(request: GenerationRequest) -> tuple[str, dict[str, Any] | None]:
-        finished = await _wait(engine, await submit(request))
+    async def generate(request: GenerationRequest, owner: str) -> tuple[str, dict[str, Any] | None]:
+        finished = await _wait(engine, await submit(request, owner))
         return str(finished.result), finished.recipe
 
-    async def rewrite(prompt: str) -> tuple[str, dict[str, Any]]:
+    async def rewrite(prompt: str, request: gr.Request | None = None) -> tuple[str, dict[str, Any]]:
         """Rewrite a prompt into the dense Chinese caption that the model was trained on, its spoken lines kept letter
-        for letter; returns the caption, and who wrote it and how that went.
+        for letter; returns the caption, and who wrote it and how that went. Makes no clip.
 
         Args:
             prompt: the scene; each spoken line between ~~ marks.
         """
         with errors_for_clients():
-            return _account(await _wait_for_caption(desk, prompt))
+            return _account(await _wait_for_caption(desk, prompt, owner_of(request)))
 
-    async def rewrite_and_generate(request: GenerationRequest) -> tuple[str, dict[str, Any] | None, str]:
+    async def rewrite_and_generate(request: GenerationRequest, owner: str) -> tuple[str, dict[str, Any] | None, str]:
         if engine.status.state == "ready":
             request.resolve(engine.spec)  # what is wrong is better said now than after the writing
-        written, _ = _account(await _wait_for_caption(desk, request.prompt))
-        clip, recipe = await generate(replace(request, prompt=written, original_prompt=request.prompt))
+        written, _ = _account(await _wait_for_caption(desk, request.prompt, owner))
+        clip, recipe = await generate(replace(request, prompt=written, original_prompt=request.prompt), owner)
         return clip, recipe, written
 
-    def job(job_id: str) -> tuple[dict[str, Any], str | None]:
-        """How a job is getting on: its state, its step, why it failed; and its clip when it is done."""
+    def job(job_id: str, request: gr.Request | None = None) -> tuple[dict[str, Any], str | None]:
+        """How a job of yours is getting on: its state, its step, why it failed; and its clip when it is done.
+
+        Args:
+            job_id: what submit returned.
+        """
         with errors_for_clients():
-            now = engine.job(job_id)
+            now = _own(engine, job_id, owner_of(request))
         return describe(now), None if now.result is None else str(now.result)
 
-    def cancel(job_id: str) -> dict[str, Any]:
-        """Ask a job to end, which takes a step at most; returns how it stands."""
+    def cancel(job_id: str, request: gr.Request | None = None) -> dict[str, Any]:
+        """Ask a job of yours to end: at once if it waits, at its next step if it runs. Returns how it stands.
+
+        Args:
+            job_id: what submit returned.
+        """
         with errors_for_clients():
+            _own(engine, job_id, owner_of(request))
             engine.cancel(job_id)
             return describe(engine.job(job_id))
 
-    add(_taking_a_request(engine, generate, "Make a clip; returns the file and its recipe."), arguments, [clip, recipe])
-    add(_taking_a_request(engine, submit, "Queue a clip; returns the job's id for /job and /cancel."), arguments, which)
-    both = "Rewrite a prompt and make a clip of the caption; returns the file, its recipe and the caption."
-    add(_taking_a_request(engine, rewrite_and_generate, both), arguments, [clip, recipe, caption])
+    add(_taking_a_request(engine, generate, GENERATE), arguments, [clip, recipe])
+    add(_taking_a_request(engine, submit, SUBMIT), arguments, which)
+    add(_taking_a_request(engine, rewrite_and_generate, REWRITE_AND_GENERATE), arguments, [clip, recipe, caption])
     add(rewrite, prompt, [caption, account])
     add(job, which, [found, clip])
     add(cancel, which, found)
+
+
+def _own(engine: Engine, job_id: str, owner: str) -> Job:
+    """The owner's job. Raises UnknownJob, for somebody else's in the same words as for one that never was."""
+    job = engine.job(job_id)
+    if job.owner != owner:
+        raise UnknownJob(job_id)
+    return job
 
 
 def describe(job: Job) -> dict[str, Any]:
@@ -152,7 +179,7 @@ def _arguments() -> list[Any]:
 
 
 def _taking_a_request(
-    engine: Engine, run: Callable[[GenerationRequest], Awaitable[Result]], summary: str
+    engine: Engine, run: Callable[[GenerationRequest, str], Awaitable[Result]], summary: str
 ) -> Callable[..., Any]:
     """An endpoint with a request's arguments; Gradio reads names, defaults and descriptions off the function."""
 
@@ -170,9 +197,10 @@ def _taking_a_request(
         guidance: dict[str, Any] | None = None,
         seed: int | None = None,
         modality: Modality = "audio_video",
+        request: gr.Request | None = None,
     ) -> Result:
-        with errors_for_clients():
-            request = GenerationRequest(
+        def asked() -> GenerationRequest:  # reads files, and may wait for the model
+            return GenerationRequest(
                 prompt=prompt,
                 negative_prompt=negative_prompt,
                 image=uploaded_path("image", image),
@@ -183,11 +211,13 @@ def _taking_a_request(
                 seconds=seconds,
                 fps=fps,
                 num_inference_steps=num_inference_steps,
-                guidance=await asyncio.to_thread(_guidance, engine, guidance),
+                guidance=_guidance(engine, guidance),
                 seed=seed,
                 modality=modality,
             )
-            return await run(request)
+
+        with errors_for_clients():
+            return await run(await asyncio.to_thread(asked), owner_of(request))
 
     endpoint.__name__ = run.__name__  # an MCP tool is called as its function is
     endpoint.__doc__ = summary + ARGUMENTS
@@ -205,13 +235,14 @@ def _guidance(engine: Engine, given: dict[str, Any] | None) -> Guidance | None:
 
 
 async def _wait(engine: Engine, job_id: str) -> Job:
-    """The job when it is done; its steps are sent as progress. Raises RequestError or EngineError at any other end."""
+    """The job when it is done; its moments are sent as progress. Raises RequestError or EngineError at other ends."""
     progress = gr.Progress()
-    step = None
+    seen: tuple[Any, ...] = ()
     while not (job := engine.job(job_id)).finished:
-        if job.step != step:
-            step = job.step
-            progress((job.step, job.steps or None), desc=job.phase or job.state, unit="steps")
+        now = (job.state, job.phase, job.step, job.ahead)
+        if now != seen:
+            seen = now
+            progress((job.step, job.steps or None), desc=_moment(engine, job), unit="steps")
         await asyncio.sleep(WATCH_INTERVAL)
     if job.error is not None:
         if job.error.field is not None:
@@ -222,13 +253,23 @@ async def _wait(engine: Engine, job_id: str) -> Job:
     return job
 
 
-async def _wait_for_caption(desk: RewriteDesk, prompt: str) -> Rewriting:
+def _moment(engine: Engine, job: Job) -> str:
+    """What a job is doing, in a few words, and how long it may still take where that is known."""
+    if job.state == "queued":
+        what = f"queued, {job.ahead} before it" if job.ahead else "queued"
+    else:
+        what = job.phase or "starting"
+    left = engine.remaining(job.id)
+    return what if left is None else f"{what}, about {left:.0f} s left"
+
+
+async def _wait_for_caption(desk: RewriteDesk, prompt: str, owner: str) -> Rewriting:
     """The rewriting when it is done; its state is sent as progress. Raises RequestError or EngineError."""
     progress = gr.Progress()
-    rewriting_id = desk.start(prompt)
+    rewriting_id = desk.start(prompt, owner=owner)
     seen: Rewriting | None = None
     try:
-        while not (now := desk.rewriting(rewriting_id)).finished:
+        while not (now := desk.rewriting(rewriting_id, owner)).finished:
             if now != seen:
                 seen = now
                 progress((len(now.text), None), desc=now.state, unit="letters")

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
+from starlette.middleware import Middleware
 
 from nava_core.engine.jobs import DATABASE, Engine, EngineStatus
 from rewriter import make_rewriter
 from ui import api, captions, handlers, panels, views
+from ui.accounts import Accounts
 from ui.catalogue import Catalogue
+from ui.doors import Doors, Owns
 from ui.examples import FOLDER as EXAMPLES_FOLDER
+from ui.files import MAX_BYTES
 from ui.panels import Page
 from ui.rewriting import RewriteDesk
 from ui.theme import STYLES, studio_theme
 from ui.updates import Service
 
-MAX_UPLOAD = "64mb"
 # Gradio would draw one at each start, and a page could not find its job again after the server's. It hides nothing
 # from anybody who may read the browser's storage.
 BROWSER_SECRET = "nava-studio"
@@ -53,8 +57,11 @@ def create_ui(engine: Engine, language: str = "en", desk: RewriteDesk | None = N
     return demo.queue(default_concurrency_limit=None, max_size=256)
 
 
-def launch_options(output_dir: Path) -> dict[str, Any]:
-    """What `launch` needs beside an address: the look, what may be served and how much may be sent."""
+def launch_options(output_dir: Path, accounts: Accounts | None = None, owns: Sequence[Owns] = ()) -> dict[str, Any]:
+    """What `launch` needs beside an address: the look, who may come in, what may be served, how much may be sent.
+
+    accounts: None lets everybody in. owns: say whose a file in `output_dir` is, where people log in.
+    """
     database = output_dir.resolve() / DATABASE
     return {
         "theme": studio_theme(),
@@ -62,7 +69,11 @@ def launch_options(output_dir: Path) -> dict[str, Any]:
         "allowed_paths": [str(output_dir.resolve()), str(EXAMPLES_FOLDER)],
         # The queue stands among the clips and knows everybody's; the copies of files beside it are shown in the form.
         "blocked_paths": [f"{database}{ending}" for ending in ("", "-wal", "-shm", ".lock")],
-        "max_file_size": MAX_UPLOAD,
+        "max_file_size": MAX_BYTES,
+        "auth": None if accounts is None else accounts.login,
+        "app_kwargs": {
+            "middleware": [Middleware(Doors, output_dir=output_dir, accounts=accounts, owns=[*owns])],
+        },
         "footer_links": ["api"],
         "mcp_server": True,
         # Gradio would ask for its own page and, on a machine too busy to answer within 3 seconds, not start at all.
