@@ -35,6 +35,13 @@ Args:
     seed: a whole number; left out, a random one is drawn, and the recipe says which. The same seed makes the same clip.
     modality: audio_video, audio or video.
 """
+GUIDANCE_SCHEMA = {
+    "type": "object",
+    "properties": {
+        item.name: {"type": "boolean"} if item.name == "align" else {"type": "number", "minimum": 0, "maximum": 30}
+        for item in fields(Guidance)
+    },
+}
 GENERATE = (
     "Make a clip whose picture and sound come from one prompt, and wait for it, which takes seconds to minutes; its "
     "steps are sent as progress. Returns the file (mp4, or wav for sound alone) and its recipe: everything that is "
@@ -161,6 +168,9 @@ class Slots(GradioRootModel):
 def _arguments() -> list[Any]:
     speakers = gr.File(label="speakers", file_count="multiple")
     speakers.data_model = Slots
+    speakers.api_info = lambda: _without_references(Slots.model_json_schema())
+    guidance = gr.JSON(label="guidance")
+    guidance.api_info = lambda: GUIDANCE_SCHEMA  # Gradio's own, for any JSON, is none that an MCP client accepts
     return [
         gr.Textbox(label="prompt"),
         gr.Textbox(None, label="negative_prompt"),
@@ -172,10 +182,26 @@ def _arguments() -> list[Any]:
         gr.Number(None, label="seconds"),
         gr.Number(None, label="fps"),
         gr.Number(None, label="num_inference_steps", precision=0),
-        gr.JSON(label="guidance"),
+        guidance,
         gr.Number(None, label="seed", precision=0),
         gr.Textbox("audio_video", label="modality"),
     ]
+
+
+def _without_references(schema: dict[str, Any]) -> dict[str, Any]:
+    """A JSON schema with its definitions in place: as a part of a larger one, its references would lead nowhere."""
+    definitions = schema.get("$defs", {})
+
+    def unfolded(node: Any) -> Any:
+        if isinstance(node, list):
+            return [unfolded(item) for item in node]
+        if not isinstance(node, dict):
+            return node
+        if "$ref" in node:
+            return unfolded(definitions[node["$ref"].rpartition("/")[2]])
+        return {key: unfolded(value) for key, value in node.items() if key != "$defs"}
+
+    return unfolded(schema)
 
 
 def _taking_a_request(
