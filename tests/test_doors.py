@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import logging
 import struct
 import time
@@ -444,6 +445,18 @@ def test_each_tool_says_what_it_does_and_what_it_takes(url: str) -> None:
             assert argument.get("description"), (tool["name"], name)
 
 
+def test_a_voice_in_a_list_may_be_an_address(ben: Client, engine: QueueEngine, tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "v.wav", np.zeros(16_000), 16_000)
+    inline = "data:audio/wav;base64," + base64.b64encode((tmp_path / "v.wav").read_bytes()).decode()
+    given = {"prompt": "x ~~a~~", "modality": "audio", "num_inference_steps": 2}
+    job_id = ben.predict(**given, speakers=[inline], api_name="/submit")
+    assert engine.job(job_id).request.has_references
+    stolen = "http://x.invalid/gradio_api/file=/etc/passwd"
+    for bad in ("http://127.0.0.1:1/v.wav", stolen, "data:audio/wav;base64,aGVsbG8="):
+        with pytest.raises(AppError, match="speakers: "):
+            ben.predict(**given, speakers=[bad], api_name="/submit")
+
+
 def test_an_mcp_client_logs_in_sees_progress_and_gets_its_own_clip(
     url: str, engine: QueueEngine, tmp_path: Path
 ) -> None:
@@ -465,7 +478,7 @@ def test_an_mcp_client_logs_in_sees_progress_and_gets_its_own_clip(
             (name,) = [tool.name for tool in (await session.list_tools()).tools if tool.name.endswith("submit")]
             name = name.removesuffix("submit") + "generate"
             arguments = {"prompt": "rain ~~a~~ ~~b~~", "modality": "audio", "seed": 77, "num_inference_steps": 12}
-            arguments |= {"guidance": {"timbre": 2}, "speakers": [None, voice]}
+            arguments |= {"guidance": {"timbre": 2}, "speakers": [None, f"{url}gradio_api/file={voice}"]}
             return await session.call_tool(name, arguments, progress_callback=on_progress)
 
     answer = asyncio.run(asyncio.wait_for(talk(), 60))

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, fields, replace
 from typing import Any, TypeVar
+from urllib.parse import unquote
 
 import gradio as gr
+import httpx
 from gradio.data_classes import FileData, GradioRootModel
+from gradio.processing_utils import save_base64_to_cache, ssrf_protected_download
+from gradio.utils import get_upload_folder
+from pydantic import model_validator
 
 from nava_core.engine.jobs import Engine, EngineError, Job, UnknownJob
 from nava_core.request import GenerationRequest, Guidance, Modality, RequestError
@@ -18,6 +24,9 @@ from ui.owners import owner_of
 from ui.rewriting import RewriteDesk, Rewriting
 
 WATCH_INTERVAL = 0.1
+SHOWN_LETTERS = 80
+FILE_MARK = {"_type": "gradio.FileData"}
+UPLOADED = re.compile(r"/gradio_api/file=(/.*)\Z")
 ARGUMENTS = """
 
 Args:
@@ -160,9 +169,37 @@ def errors_for_clients() -> Iterator[None]:
 
 
 class Slots(GradioRootModel):
-    """Uploaded files in order, where a place may be empty."""
+    """Uploaded files in order, where a place may be empty.
+
+    Gradio's MCP server makes files of addresses, but not inside a list: there they arrive as they were written.
+    """
 
     root: list[FileData | None]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_words(cls, given: Any) -> Any:
+        if not isinstance(given, list):
+            return given
+        return [{"path": item, "meta": FILE_MARK} if isinstance(item, str) else item for item in given]
+
+
+def _fetched(field: str, payload: Any) -> Any:
+    """An upload whose path is an address: of an earlier upload here, of a public file, or `data:` with the file in it.
+
+    What comes of it is judged like any other upload.
+    """
+    path = payload.get("path") if isinstance(payload, dict) else None
+    if not isinstance(path, str) or not path.startswith(("http://", "https://", "data:")):
+        return payload
+    if uploaded := UPLOADED.search(path):
+        return payload | {"path": unquote(uploaded[1])}
+    keep = save_base64_to_cache if path.startswith("data:") else ssrf_protected_download
+    try:
+        return payload | {"path": keep(path, get_upload_folder())}
+    except (httpx.HTTPError, ValueError, OSError, gr.Error) as error:
+        words = f"{path[:SHOWN_LETTERS]} could not be fetched ({error}); give a public address, or upload the file"
+        raise RequestError(field, words) from error
 
 
 def _arguments() -> list[Any]:
@@ -230,7 +267,7 @@ def _taking_a_request(
                 prompt=prompt,
                 negative_prompt=negative_prompt,
                 image=uploaded_path("image", image),
-                speakers=tuple(uploaded_path("speakers", speaker) for speaker in speakers or ()),
+                speakers=tuple(uploaded_path("speakers", _fetched("speakers", speaker)) for speaker in speakers or ()),
                 width=width,
                 height=height,
                 num_frames=num_frames,
