@@ -35,7 +35,7 @@ from nava_core.speech import parse_speech
 from ui import accounts, create_ui, launch_options, views
 from ui.accounts import Accounts
 from ui.catalogue import Catalogue
-from ui.doors import clips_of, open_for_mcp
+from ui.doors import Doors, clips_of, open_for_mcp
 from ui.files import MAX_BYTES, MAX_SOUND_SECONDS, check_picture, check_sound, uploaded_path
 from ui.rewriting import RewriteDesk, UnknownRewriting
 
@@ -264,6 +264,17 @@ def test_nothing_outside_the_apps_folders_is_served(
             assert answer.status_code in (403, 404), path
             assert "secret" not in answer.text.replace(str(secret), "")
     assert fetch(open_url, annas_clip).status_code == 200, "where nobody logs in, clips are everybody's"
+
+
+def test_a_library_says_whose_the_rest_of_the_folder_is(tmp_path: Path) -> None:
+    """Whoever keeps old clips and stills is asked; what nobody speaks for is served to nobody."""
+    poster = tmp_path / ".studio" / "posters" / "1.jpg"
+    owns = [lambda owner, path: (owner, path) == ("anna", poster)]
+    doors = Doors(lambda *_: None, tmp_path, Accounts({"anna": "x"}), owns)
+    assert doors._may_have("anna", str(poster)) and not doors._may_have("ben", str(poster))
+    assert not doors._may_have("", str(poster)) and not doors._may_have("anna", str(tmp_path / "old.mp4"))
+    for private in ("files/1.wav", "voices/1.wav", "gallery.sqlite3", "posters"):
+        assert not Doors(lambda *_: None, tmp_path)._may_have("", str(tmp_path / ".studio" / private)), private
 
 
 def test_no_argument_of_an_endpoint_reaches_a_file_of_the_server(
