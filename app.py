@@ -6,12 +6,13 @@ python app.py [--model SOURCE]
 from __future__ import annotations
 
 import argparse
+import ipaddress
 import logging
 import os
 import signal
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -26,14 +27,22 @@ if TYPE_CHECKING:
 logger = logging.getLogger("nava_studio")
 
 USAGE_ERROR, INTERRUPTED = 2, 130
+LOOPBACK = "127.0.0.1"
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     from nava_core.engine.source import PRECISIONS
     from rewriter import BackendName
+    from ui.accounts import Accounts
     from ui.catalogue import LANGUAGES
+    from ui.files import MAX_BYTES, MAX_PIXELS, MAX_SOUND_SECONDS
 
-    parser = argparse.ArgumentParser(description="NAVA Studio: a page that turns a prompt into picture and sound.")
+    parser = argparse.ArgumentParser(
+        description="NAVA Studio: a page that turns a prompt into picture and sound.",
+        epilog=f"Uploads: pictures, recordings and clips, told by their content, up to {MAX_BYTES >> 20} MB each; "
+        f"pictures up to {MAX_PIXELS // 10**6} megapixels, recordings up to {MAX_SOUND_SECONDS / 60:.0f} minutes. "
+        "Files are served from the output folder and the app's own cache, nothing else.",
+    )
     parser.add_argument("--model", help="official bundle folder, diffusers folder or hub id (default: nava-nano)")
     parser.add_argument("--device", help="where to run, such as cuda or cpu (default: the best there is)")
     parser.add_argument("--dtype", choices=PRECISIONS, help="precision (default: the device's best)")
@@ -42,9 +51,19 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument("--idle-minutes", type=_more_than_nothing, help="free the model's memory after so long unused")
     parser.add_argument("--rewriter", choices=get_args(BackendName), default="auto", help="what rewrites prompts")
     parser.add_argument("--rewriter-url", help="its server (default: NAVA_REWRITER_URL, else http://127.0.0.1:8000/v1)")
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 for every network")
-    parser.add_argument("--port", type=int, default=7860, help="port to listen on")
-    parser.add_argument("--share", action="store_true", help="also open a public gradio.live address")
+    host, port = _address(os.environ)
+    parser.add_argument("--host", default=host, help="address to listen on; 0.0.0.0 for every network, see --auth")
+    parser.add_argument("--port", type=int, default=port, help="port to listen on")
+    parser.add_argument("--share", action="store_true", help="also open a public gradio.live address; see --auth")
+    parser.add_argument(
+        "--auth",
+        action="append",
+        default=[],
+        metavar="USER:PASSWORD",
+        help="who may come in, repeatable; each user's jobs, clips and voices are apart (a command line can be read by "
+        "others on this machine: see --auth-file)",
+    )
+    parser.add_argument("--auth-file", type=Path, metavar="FILE", help="the same, one USER:PASSWORD on a line")
     parser.add_argument("--output-dir", type=Path, default=Path("outputs"), help="where clips and the queue are kept")
     parser.add_argument("--language", choices=list(LANGUAGES), default="en", help="language of the page")
     options = parser.parse_args(arguments)
@@ -59,7 +78,30 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
             ServerModel(options.rewriter_url)
         except ValueError as error:
             parser.error(f"--rewriter-url or NAVA_REWRITER_URL: {error}")
+    options.accounts = None
+    if options.auth or options.auth_file:
+        try:
+            options.accounts = Accounts.read(options.auth, options.auth_file)
+        except ValueError as error:
+            parser.error(str(error))
+    del options.auth  # nothing that shows the options shows a password
     return options
+
+
+def _address(environment: Mapping[str, str]) -> tuple[str, int]:
+    """Where to listen unless told otherwise: as Gradio's own variables say, and everywhere inside a Space."""
+    host = environment.get("GRADIO_SERVER_NAME") or ("0.0.0.0" if environment.get("SPACE_ID") else LOOPBACK)
+    port = environment.get("GRADIO_SERVER_PORT", "")
+    return host, int(port) if port.isdecimal() else 7860
+
+
+def _open_to_others(options: argparse.Namespace) -> bool:
+    """Whether people on other machines can reach the page."""
+    try:
+        local = ipaddress.ip_address(options.host).is_loopback
+    except ValueError:
+        local = options.host == "localhost"
+    return options.share or not local
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -100,14 +142,11 @@ def _make_desk(options: argparse.Namespace) -> RewriteDesk:
 
 def _make_engine(options: argparse.Namespace, desk: RewriteDesk) -> QueueEngine:
     """Raises EngineError where the queue is another app's, or cannot be used."""
-    from nava_core.engine import DATABASE, InProcessRunner, PipelineSource, QueueEngine
-    from nava_core.engine.workers import WorkerRunner
+    from nava_core.engine import DATABASE, QueueEngine
     from ui.rewriting import ConsiderateRunner
 
-    source = PipelineSource(options.model, options.device, options.dtype)
-    runner: Runner = InProcessRunner(source.load) if options.in_process else WorkerRunner(source, options.ranks)
     return QueueEngine(
-        ConsiderateRunner(runner, desk),
+        ConsiderateRunner(_make_runner(options), desk),
         options.output_dir,
         options.output_dir / DATABASE,
         idle_minutes=options.idle_minutes,
@@ -129,24 +168,47 @@ def _make_gallery(options: argparse.Namespace, engine: QueueEngine) -> Gallery:
     return gallery
 
 
+def _make_runner(options: argparse.Namespace) -> Runner:
+    from nava_core.engine.borrowed import BorrowedRunner, lender
+
+    spaces = lender()  # before anything else touches the GPU
+    from nava_core.engine import InProcessRunner, PipelineSource
+    from nava_core.engine.workers import WorkerRunner
+
+    source = PipelineSource(options.model, options.device, options.dtype)
+    if spaces is not None:
+        return BorrowedRunner(source.load, spaces)
+    return InProcessRunner(source.load) if options.in_process else WorkerRunner(source, options.ranks)
+
+
 def _serve(
     engine: QueueEngine, desk: RewriteDesk, voices: VoiceLibrary, gallery: Gallery, options: argparse.Namespace
 ) -> int:
     """Show the page while the model loads; end with 2 where either is impossible."""
+    from nava_core.engine.borrowed import lender
     from ui import create_ui, launch_options
+    from ui.doors import clips_of, open_for_mcp
 
+    if options.accounts is None and _open_to_others(options):
+        logger.warning(
+            "anybody who reaches this page can use it and see all clips; --auth USER:PASSWORD asks people who they are"
+        )
     demo = create_ui(engine, options.language, desk, voices, gallery)
+    if lender() is not None:
+        engine.wait_until_loaded()  # the lender takes along what is loaded when the page is launched
     try:
-        demo.launch(
+        _, url, _ = demo.launch(
             server_name=options.host,
             server_port=options.port,
             share=options.share,
             prevent_thread_lock=True,
-            **launch_options(options.output_dir),
+            **launch_options(options.output_dir, options.accounts, [clips_of(engine), gallery.owns]),
         )
     except OSError as error:
         logger.error("cannot listen on %s:%d (%s); choose another --port", options.host, options.port, error)
         return USAGE_ERROR
+    if options.accounts is not None:
+        open_for_mcp(demo, url, options.accounts)
     status = engine.wait_until_loaded()
     if status.state == "failed":
         logger.error(status.message)

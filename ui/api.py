@@ -3,37 +3,64 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, fields, replace
 from typing import Any, TypeVar
+from urllib.parse import unquote
 
 import gradio as gr
+import httpx
 from gradio.data_classes import FileData, GradioRootModel
+from gradio.processing_utils import save_base64_to_cache, ssrf_protected_download
+from gradio.utils import get_upload_folder
+from pydantic import model_validator
 
 from nava_core.engine.jobs import Engine, EngineError, Job, UnknownJob
 from nava_core.request import GenerationRequest, Guidance, Modality, RequestError
+from ui.files import uploaded_path
+from ui.owners import owner_of
 from ui.rewriting import RewriteDesk, Rewriting
-from ui.state import uploaded_path
 
 WATCH_INTERVAL = 0.1
+SHOWN_LETTERS = 80
+FILE_MARK = {"_type": "gradio.FileData"}
+UPLOADED = re.compile(r"/gradio_api/file=(/.*)\Z")
 ARGUMENTS = """
 
 Args:
-    prompt: the scene; each spoken line between ~~ marks.
+    prompt: the scene, in English or Chinese; each spoken line between ~~ marks, as in: She says: ~~Hello there~~.
     negative_prompt: what to stay away from; left out, it is the model's own.
-    image: the clip's first frame.
-    speakers: a recording for each spoken line, in order; null leaves a line without a reference.
-    width: in pixels.
-    height: in pixels.
+    image: the clip's first frame: a PNG, JPEG or WebP.
+    speakers: a recording of a voice for each spoken line, in order (WAV, FLAC, OGG, MP3); null leaves a line without.
+    width: in pixels, a multiple of 32.
+    height: in pixels, a multiple of 32.
     num_frames: pixel frames, 4n+1; the other way to say seconds.
     seconds: the clip's length.
     fps: frames per second.
-    num_inference_steps: denoising steps.
-    guidance: any of video, audio, video_align, audio_align, timbre (numbers) and align (true or false).
-    seed: a whole number; left out, a random one is drawn, and the recipe says which.
+    num_inference_steps: denoising steps; fewer are quicker and rougher.
+    guidance: any of video, audio, video_align, audio_align, timbre (numbers from 0 to 30) and align (true or false).
+    seed: a whole number; left out, a random one is drawn, and the recipe says which. The same seed makes the same clip.
     modality: audio_video, audio or video.
 """
+GUIDANCE_SCHEMA = {
+    "type": "object",
+    "properties": {
+        item.name: {"type": "boolean"} if item.name == "align" else {"type": "number", "minimum": 0, "maximum": 30}
+        for item in fields(Guidance)
+    },
+}
+GENERATE = (
+    "Make a clip whose picture and sound come from one prompt, and wait for it, which takes seconds to minutes; its "
+    "steps are sent as progress. Returns the file (mp4, or wav for sound alone) and its recipe: everything that is "
+    "needed to make it again."
+)
+SUBMIT = "Queue a clip like generate does, without waiting for it. Returns the job's id, for job and cancel."
+REWRITE_AND_GENERATE = (
+    "Rewrite a prompt as rewrite does, make a clip of the caption and wait for it, with progress. Returns the file, "
+    "its recipe and the caption."
+)
 
 Result = TypeVar("Result")
 
@@ -53,22 +80,22 @@ def add_endpoints(engine: Engine, desk: RewriteDesk) -> None:
         settings = {"show_progress": "hidden", "concurrency_limit": None, "preprocess": False}
         trigger.click(function, inputs, outputs, api_name=function.__name__, **settings)
 
-    async def submit(request: GenerationRequest) -> str:
-        return await asyncio.to_thread(engine.submit, request)
+    async def submit(request: GenerationRequest, owner: str) -> str:
+        return await asyncio.to_thread(engine.submit, request, owner)
 
-    async def generate(request: GenerationRequest) -> tuple[str, dict[str, Any] | None]:
-        finished = await _wait(engine, await submit(request))
+    async def generate(request: GenerationRequest, owner: str) -> tuple[str, dict[str, Any] | None]:
+        finished = await _wait(engine, await submit(request, owner))
         return str(finished.result), finished.recipe
 
-    async def rewrite(prompt: str) -> tuple[str, dict[str, Any]]:
+    async def rewrite(prompt: str, request: gr.Request | None = None) -> tuple[str, dict[str, Any]]:
         """Rewrite a prompt into the dense Chinese caption that the model was trained on, its spoken lines kept letter
-        for letter; returns the caption, and who wrote it and how that went.
+        for letter; returns the caption, and who wrote it and how that went. Makes no clip.
 
         Args:
             prompt: the scene; each spoken line between ~~ marks.
         """
         with errors_for_clients():
-            return _account(await _wait_for_caption(desk, prompt))
+            return _account(await _wait_for_caption(desk, prompt, owner_of(request)))
 
     async def speaker_embedding(reference: dict[str, Any]) -> list[float]:
         """What the model hears in a recording of one person's voice, as 192 numbers: two recordings of one voice lie
@@ -78,38 +105,54 @@ def add_endpoints(engine: Engine, desk: RewriteDesk) -> None:
             reference: a recording of 1 to 30 seconds: WAV, FLAC, OGG or MP3.
         """
         with errors_for_clients():
-            path = uploaded_path("speakers", reference)
+            path = await asyncio.to_thread(uploaded_path, "speakers", _fetched("speakers", reference))
             if path is None:
                 raise RequestError("speakers", "there is no recording; upload one first (gradio_client: handle_file)")
             return (await asyncio.to_thread(engine.speaker_embedding, path)).tolist()
 
-    async def rewrite_and_generate(request: GenerationRequest) -> tuple[str, dict[str, Any] | None, str]:
+    async def rewrite_and_generate(request: GenerationRequest, owner: str) -> tuple[str, dict[str, Any] | None, str]:
         if engine.status.state == "ready":
             request.resolve(engine.spec)  # what is wrong is better said now than after the writing
-        written, _ = _account(await _wait_for_caption(desk, request.prompt))
-        clip, recipe = await generate(replace(request, prompt=written, original_prompt=request.prompt))
+        written, _ = _account(await _wait_for_caption(desk, request.prompt, owner))
+        clip, recipe = await generate(replace(request, prompt=written, original_prompt=request.prompt), owner)
         return clip, recipe, written
 
-    def job(job_id: str) -> tuple[dict[str, Any], str | None]:
-        """How a job is getting on: its state, its step, why it failed; and its clip when it is done."""
+    def job(job_id: str, request: gr.Request | None = None) -> tuple[dict[str, Any], str | None]:
+        """How a job of yours is getting on: its state, its step, why it failed; and its clip when it is done.
+
+        Args:
+            job_id: what submit returned.
+        """
         with errors_for_clients():
-            now = engine.job(job_id)
+            now = _own(engine, job_id, owner_of(request))
         return describe(now), None if now.result is None else str(now.result)
 
-    def cancel(job_id: str) -> dict[str, Any]:
-        """Ask a job to end, which takes a step at most; returns how it stands."""
+    def cancel(job_id: str, request: gr.Request | None = None) -> dict[str, Any]:
+        """Ask a job of yours to end: at once if it waits, at its next step if it runs. Returns how it stands.
+
+        Args:
+            job_id: what submit returned.
+        """
         with errors_for_clients():
+            _own(engine, job_id, owner_of(request))
             engine.cancel(job_id)
             return describe(engine.job(job_id))
 
-    add(_taking_a_request(engine, generate, "Make a clip; returns the file and its recipe."), arguments, [clip, recipe])
-    add(_taking_a_request(engine, submit, "Queue a clip; returns the job's id for /job and /cancel."), arguments, which)
-    both = "Rewrite a prompt and make a clip of the caption; returns the file, its recipe and the caption."
-    add(_taking_a_request(engine, rewrite_and_generate, both), arguments, [clip, recipe, caption])
+    add(_taking_a_request(engine, generate, GENERATE), arguments, [clip, recipe])
+    add(_taking_a_request(engine, submit, SUBMIT), arguments, which)
+    add(_taking_a_request(engine, rewrite_and_generate, REWRITE_AND_GENERATE), arguments, [clip, recipe, caption])
     add(rewrite, prompt, [caption, account])
     add(speaker_embedding, reference, numbers)
     add(job, which, [found, clip])
     add(cancel, which, found)
+
+
+def _own(engine: Engine, job_id: str, owner: str) -> Job:
+    """The owner's job. Raises UnknownJob, for somebody else's in the same words as for one that never was."""
+    job = engine.job(job_id)
+    if job.owner != owner:
+        raise UnknownJob(job_id)
+    return job
 
 
 def describe(job: Job) -> dict[str, Any]:
@@ -141,14 +184,45 @@ def errors_for_clients() -> Iterator[None]:
 
 
 class Slots(GradioRootModel):
-    """Uploaded files in order, where a place may be empty."""
+    """Uploaded files in order, where a place may be empty.
+
+    Gradio's MCP server makes files of addresses, but not inside a list: there they arrive as they were written.
+    """
 
     root: list[FileData | None]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_words(cls, given: Any) -> Any:
+        if not isinstance(given, list):
+            return given
+        return [{"path": item, "meta": FILE_MARK} if isinstance(item, str) else item for item in given]
+
+
+def _fetched(field: str, payload: Any) -> Any:
+    """An upload whose path is an address: of an earlier upload here, of a public file, or `data:` with the file in it.
+
+    What comes of it is judged like any other upload.
+    """
+    path = payload.get("path") if isinstance(payload, dict) else None
+    if not isinstance(path, str) or not path.startswith(("http://", "https://", "data:")):
+        return payload
+    if uploaded := UPLOADED.search(path):
+        return payload | {"path": unquote(uploaded[1])}
+    keep = save_base64_to_cache if path.startswith("data:") else ssrf_protected_download
+    try:
+        return payload | {"path": keep(path, get_upload_folder())}
+    except (httpx.HTTPError, ValueError, OSError, gr.Error) as error:
+        words = f"{path[:SHOWN_LETTERS]} could not be fetched ({error}); give a public address, or upload the file"
+        raise RequestError(field, words) from error
 
 
 def _arguments() -> list[Any]:
     speakers = gr.File(label="speakers", file_count="multiple")
     speakers.data_model = Slots
+    speakers.api_info = lambda: _without_references(Slots.model_json_schema())
+    guidance = gr.JSON(label="guidance")
+    guidance.api_info = lambda: GUIDANCE_SCHEMA  # Gradio's own, for any JSON, is none that an MCP client accepts
     return [
         gr.Textbox(label="prompt"),
         gr.Textbox(None, label="negative_prompt"),
@@ -160,14 +234,30 @@ def _arguments() -> list[Any]:
         gr.Number(None, label="seconds"),
         gr.Number(None, label="fps"),
         gr.Number(None, label="num_inference_steps", precision=0),
-        gr.JSON(label="guidance"),
+        guidance,
         gr.Number(None, label="seed", precision=0),
         gr.Textbox("audio_video", label="modality"),
     ]
 
 
+def _without_references(schema: dict[str, Any]) -> dict[str, Any]:
+    """A JSON schema with its definitions in place: as a part of a larger one, its references would lead nowhere."""
+    definitions = schema.get("$defs", {})
+
+    def unfolded(node: Any) -> Any:
+        if isinstance(node, list):
+            return [unfolded(item) for item in node]
+        if not isinstance(node, dict):
+            return node
+        if "$ref" in node:
+            return unfolded(definitions[node["$ref"].rpartition("/")[2]])
+        return {key: unfolded(value) for key, value in node.items() if key != "$defs"}
+
+    return unfolded(schema)
+
+
 def _taking_a_request(
-    engine: Engine, run: Callable[[GenerationRequest], Awaitable[Result]], summary: str
+    engine: Engine, run: Callable[[GenerationRequest, str], Awaitable[Result]], summary: str
 ) -> Callable[..., Any]:
     """An endpoint with a request's arguments; Gradio reads names, defaults and descriptions off the function."""
 
@@ -185,24 +275,27 @@ def _taking_a_request(
         guidance: dict[str, Any] | None = None,
         seed: int | None = None,
         modality: Modality = "audio_video",
+        request: gr.Request | None = None,
     ) -> Result:
-        with errors_for_clients():
-            request = GenerationRequest(
+        def asked() -> GenerationRequest:  # reads files, and may wait for the model
+            return GenerationRequest(
                 prompt=prompt,
                 negative_prompt=negative_prompt,
                 image=uploaded_path("image", image),
-                speakers=tuple(uploaded_path("speakers", speaker) for speaker in speakers or ()),
+                speakers=tuple(uploaded_path("speakers", _fetched("speakers", speaker)) for speaker in speakers or ()),
                 width=width,
                 height=height,
                 num_frames=num_frames,
                 seconds=seconds,
                 fps=fps,
                 num_inference_steps=num_inference_steps,
-                guidance=await asyncio.to_thread(_guidance, engine, guidance),
+                guidance=_guidance(engine, guidance),
                 seed=seed,
                 modality=modality,
             )
-            return await run(request)
+
+        with errors_for_clients():
+            return await run(await asyncio.to_thread(asked), owner_of(request))
 
     endpoint.__name__ = run.__name__  # an MCP tool is called as its function is
     endpoint.__doc__ = summary + ARGUMENTS
@@ -220,13 +313,14 @@ def _guidance(engine: Engine, given: dict[str, Any] | None) -> Guidance | None:
 
 
 async def _wait(engine: Engine, job_id: str) -> Job:
-    """The job when it is done; its steps are sent as progress. Raises RequestError or EngineError at any other end."""
+    """The job when it is done; its moments are sent as progress. Raises RequestError or EngineError at other ends."""
     progress = gr.Progress()
-    step = None
+    seen: tuple[Any, ...] = ()
     while not (job := engine.job(job_id)).finished:
-        if job.step != step:
-            step = job.step
-            progress((job.step, job.steps or None), desc=job.phase or job.state, unit="steps")
+        now = (job.state, job.phase, job.step, job.ahead)
+        if now != seen:
+            seen = now
+            progress((job.step, job.steps or None), desc=_moment(engine, job), unit="steps")
         await asyncio.sleep(WATCH_INTERVAL)
     if job.error is not None:
         if job.error.field is not None:
@@ -237,13 +331,23 @@ async def _wait(engine: Engine, job_id: str) -> Job:
     return job
 
 
-async def _wait_for_caption(desk: RewriteDesk, prompt: str) -> Rewriting:
+def _moment(engine: Engine, job: Job) -> str:
+    """What a job is doing, in a few words, and how long it may still take where that is known."""
+    if job.state == "queued":
+        what = f"queued, {job.ahead} before it" if job.ahead else "queued"
+    else:
+        what = job.phase or "starting"
+    left = engine.remaining(job.id)
+    return what if left is None else f"{what}, about {left:.0f} s left"
+
+
+async def _wait_for_caption(desk: RewriteDesk, prompt: str, owner: str) -> Rewriting:
     """The rewriting when it is done; its state is sent as progress. Raises RequestError or EngineError."""
     progress = gr.Progress()
-    rewriting_id = desk.start(prompt)
+    rewriting_id = desk.start(prompt, owner=owner)
     seen: Rewriting | None = None
     try:
-        while not (now := desk.rewriting(rewriting_id)).finished:
+        while not (now := desk.rewriting(rewriting_id, owner)).finished:
             if now != seen:
                 seen = now
                 progress((len(now.text), None), desc=now.state, unit="letters")

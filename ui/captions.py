@@ -33,12 +33,12 @@ from ui.updates import (
 from ui.variations import submit_variations
 
 
-def rewrite(service: Service, page: Page, stored: Any, prompt: str) -> Updates:
+def rewrite(service: Service, page: Page, stored: Any, prompt: str, owner: str = "") -> Updates:
     """Begin to rewrite the prompt; `follow` then shows how it goes."""
     draft = Draft.read(stored)
     updates = nothing_wrong(page) | {page.followed: None}
     try:
-        rewriting_id = service.desk.start(prompt, replaces=draft.id)
+        rewriting_id = service.desk.start(prompt, replaces=draft.id, owner=owner)
     except RequestError as error:
         return updates | failure(service, page, JobError(str(error), error.field, "request"))
     return updates | _begun(service, page, draft.begun(rewriting_id, prompt))
@@ -60,7 +60,7 @@ def rewrite_and_generate(service: Service, page: Page, stored: Any, *values: Any
         def make_clip(result: RewriteResult) -> str:
             return submit_variations(service.engine, replace(request, prompt=result.caption), number, owner)
 
-        rewriting_id = service.desk.start(form.prompt, make_clip, replaces=draft.id)
+        rewriting_id = service.desk.start(form.prompt, make_clip, draft.id, owner)
     except RequestError as error:
         return updates | failure(service, page, JobError(str(error), error.field, "request"))
     return updates | _begun(service, page, draft.begun(rewriting_id, form.prompt, form.random_seed))
@@ -75,7 +75,9 @@ def review_or_generate(
     return rewrite_and_generate(service, page, stored, *values, owner=owner)
 
 
-async def follow(service: Service, page: Page, rewriting_id: str | None, stored: Any) -> AsyncIterator[Updates]:
+async def follow(
+    service: Service, page: Page, rewriting_id: str | None, stored: Any, owner: str = ""
+) -> AsyncIterator[Updates]:
     """The caption's box, again and again, until it is written; then, where one was wanted, the clip's job."""
     if rewriting_id is None:
         yield {page.handed: None}
@@ -83,7 +85,7 @@ async def follow(service: Service, page: Page, rewriting_id: str | None, stored:
     seen: Rewriting | None = None
     while True:
         try:
-            now = service.desk.rewriting(rewriting_id)
+            now = service.desk.rewriting(rewriting_id, owner)
         except UnknownRewriting:
             return
         if now.replaced:
@@ -96,11 +98,11 @@ async def follow(service: Service, page: Page, rewriting_id: str | None, stored:
         await asyncio.sleep(WATCH_INTERVAL)
 
 
-def stop(service: Service, page: Page, stored: Any) -> Updates:
+def stop(service: Service, page: Page, stored: Any, owner: str = "") -> Updates:
     """Stop the writing; the box says so when it has."""
     draft = Draft.read(stored)
     if draft.id is not None:
-        service.desk.cancel(draft.id)
+        service.desk.cancel(draft.id, owner)
     return {page.caption.stop: gr.update(interactive=False)}
 
 
@@ -144,13 +146,15 @@ class Restored:
     job: Job | None = None
 
 
-def restored_caption(service: Service, page: Page, draft: Draft, job: Job | None, words: str | None = None) -> Restored:
+def restored_caption(
+    service: Service, page: Page, draft: Draft, job: Job | None, words: str | None = None, owner: str = ""
+) -> Restored:
     """The box and the prompt as they were.
 
     job: the browser's last that was begun from the form. words: the prompt, where the browser kept it.
     """
     try:
-        now = None if draft.id is None else service.desk.rewriting(draft.id)
+        now = None if draft.id is None else service.desk.rewriting(draft.id, owner)
     except UnknownRewriting:
         now = None
     newer = now is not None and (job is None or now.created > job.created)

@@ -316,7 +316,7 @@ async def open_page(
         logger.info("a browser asked for job %s, which is not known any more", stored["id"])
         updates[page.job] = None
     words = kept_words(saved).get("prompt")
-    caption = captions.restored_caption(service, page, Draft.read(draft), job, words)
+    caption = captions.restored_caption(service, page, Draft.read(draft), job, words, owner)
     if caption.job is not None:
         job, stored = caption.job, {"random_seed": Draft.read(draft).random_seed}
         updates |= started_job(page, job, stored["random_seed"])

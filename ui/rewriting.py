@@ -42,7 +42,7 @@ class Rewriting:
     so far, unchecked; with `result` there is a caption that was. label: the backend in words. asked: replies so far
     that were not good enough. for_clip: a clip is to be made from the caption; job_id: its job. error: why it failed;
     with a result, why that could not be handed on. counts: how the desk's prompts to a language model went, up to this
-    one; None where rules alone wrote. replaced: another one took its place.
+    one; None where rules alone wrote. replaced: another one took its place. owner: who asked for it, as they logged in.
     """
 
     id: str
@@ -58,6 +58,7 @@ class Rewriting:
     counts: RewriteCounts | None = None
     created: float = 0.0
     replaced: bool = False
+    owner: str = ""
 
     @property
     def finished(self) -> bool:
@@ -94,7 +95,11 @@ class RewriteDesk:
         self._thread.start()
 
     def start(
-        self, prompt: str, then: Callable[[RewriteResult], str] | None = None, replaces: str | None = None
+        self,
+        prompt: str,
+        then: Callable[[RewriteResult], str] | None = None,
+        replaces: str | None = None,
+        owner: str = "",
     ) -> str:
         """Begin to rewrite; returns the rewriting's id.
 
@@ -104,11 +109,13 @@ class RewriteDesk:
         """
         if not prompt.strip():
             raise RequestError("prompt", "the prompt is empty; describe the scene in a sentence or more")
-        rewriting = Rewriting(secrets.token_hex(8), prompt, for_clip=then is not None, created=time.time())
+        rewriting = Rewriting(secrets.token_hex(8), prompt, for_clip=then is not None, created=time.time(), owner=owner)
         record = _Record(rewriting)
         with self._guard:
-            if replaces in self._records:
-                old = self._records[replaces]
+            old = self._records.get(replaces or "")
+            if old is not None and old.now.owner != owner:
+                old = replaces = None
+            if old is not None:
                 old.now = replace(old.now, replaced=True)
             self._records[rewriting.id] = record
             self._forget_old()
@@ -117,19 +124,19 @@ class RewriteDesk:
         self._loop.call_soon_threadsafe(self._begin, record, then)
         return rewriting.id
 
-    def rewriting(self, rewriting_id: str) -> Rewriting:
-        """How it stands now. Raises UnknownRewriting."""
-        with self._guard:
-            if rewriting_id not in self._records:
-                raise UnknownRewriting(f"no rewriting has the id {rewriting_id!r}")
-            record = self._records[rewriting_id]
-            return record.now if record.now.result else replace(record.now, text="".join(record.parts))
-
-    def cancel(self, rewriting_id: str) -> None:
-        """Stop one, if it is known and still writes."""
+    def rewriting(self, rewriting_id: str, owner: str | None = None) -> Rewriting:
+        """How it stands now. owner: whose it has to be; None for anybody's. Raises UnknownRewriting."""
         with self._guard:
             record = self._records.get(rewriting_id)
-        if record is not None and self._thread.is_alive():
+            if record is None or owner not in (None, record.now.owner):
+                raise UnknownRewriting(f"no rewriting has the id {rewriting_id!r}")
+            return record.now if record.now.result else replace(record.now, text="".join(record.parts))
+
+    def cancel(self, rewriting_id: str, owner: str | None = None) -> None:
+        """Stop one, if it is known, the owner's (None: anybody's) and still writes."""
+        with self._guard:
+            record = self._records.get(rewriting_id)
+        if record is not None and owner in (None, record.now.owner) and self._thread.is_alive():
             self._loop.call_soon_threadsafe(self._cancel, record)
 
     def close(self) -> None:

@@ -11,11 +11,10 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from gradio.utils import get_upload_folder
-
 from nava_core.request import GenerationRequest, Guidance, Modality, ModelSpec, RequestError
 from nava_core.speech import bind_speakers, parse_speech
 from ui.catalogue import Catalogue
+from ui.files import uploaded_path
 
 VARIATIONS = (1, 2, 4)
 
@@ -131,20 +130,6 @@ class Draft:
 def same_text(one: str, other: str) -> bool:
     """Whether two texts differ in nothing but the kind of their line ends, which a browser changes."""
     return one.splitlines() == other.splitlines()
-
-
-def uploaded_path(field: str, payload: Any) -> str | None:
-    """Where Gradio has put an uploaded file. Raises RequestError for a path that is no upload.
-
-    Gradio checks files, but not an image whose data lacks the mark of a file: without this, a client could have any
-    picture of the server as its first frame.
-    """
-    if payload is None:
-        return None
-    path = payload.get("path") if isinstance(payload, dict) else None
-    if not path or not Path(path).resolve().is_relative_to(Path(get_upload_folder()).resolve()):
-        raise RequestError(field, "this is no uploaded file; upload it first (gradio_client: handle_file)")
-    return str(path)
 
 
 def _read_size(value: str) -> tuple[int, int]:

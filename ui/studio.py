@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
+from starlette.middleware import Middleware
 
 from nava_core.engine.jobs import DATABASE, Engine, EngineStatus
 from rewriter import make_rewriter
 from ui import api, captions, handlers, handover, views
+from ui.accounts import Accounts
 from ui.cast import build_cast, connect_cast
 from ui.catalogue import LANGUAGES, Catalogue
 from ui.compare import build_compare, connect_compare
+from ui.doors import Doors, Owns
 from ui.examples import FOLDER as EXAMPLES_FOLDER
+from ui.files import MAX_BYTES
 from ui.footer import build_footer
 from ui.gallery import build_gallery, connect_gallery
 from ui.library.gallery import GALLERY_DATABASE, Gallery, private_paths
@@ -34,7 +38,6 @@ from ui.service import BROWSER_SECRET, QUIET, Service
 from ui.stage import build_stage, connect_stage
 from ui.theme import SCRIPTS, STYLES, studio_theme
 
-MAX_UPLOAD = "64mb"
 # What of the form does not change how long a clip takes.
 NOT_COSTLY = ("prompt", "negative_prompt", "image", "seed", "random_seed")
 # Uploads and copies of clips in Gradio's own cache: looked at once an hour, deleted after a day.
@@ -85,8 +88,11 @@ def _add_page(demo: gr.Blocks, service: Service, links: dict[str, str]) -> None:
     _connect_library(service, page)
 
 
-def launch_options(output_dir: Path) -> dict[str, Any]:
-    """What `launch` needs beside an address: the look, what may be served and how much may be sent."""
+def launch_options(output_dir: Path, accounts: Accounts | None = None, owns: Sequence[Owns] = ()) -> dict[str, Any]:
+    """What `launch` needs beside an address: the look, who may come in, what may be served, how much may be sent.
+
+    accounts: None lets everybody in. owns: say whose a file in `output_dir` is, where people log in.
+    """
     database = output_dir.resolve() / DATABASE
     return {
         "theme": studio_theme(),
@@ -101,7 +107,11 @@ def launch_options(output_dir: Path) -> dict[str, Any]:
         ],
         # A tab that follows its clip holds one of these, though no thread, for as long as that takes.
         "max_threads": MOST_EVENTS,
-        "max_file_size": MAX_UPLOAD,
+        "max_file_size": MAX_BYTES,
+        "auth": None if accounts is None else accounts.login,
+        "app_kwargs": {
+            "middleware": [Middleware(Doors, output_dir=output_dir, accounts=accounts, owns=[*owns])],
+        },
         "footer_links": ["api"],
         "mcp_server": True,
         # Gradio would ask for its own page and, on a machine too busy to answer within 3 seconds, not start at all.
@@ -231,7 +241,7 @@ def _connect_writing(service: Service, page: Page) -> None:
 def _connect_rewriting(service: Service, page: Page) -> None:
     scene, bar, caption, prompt, draft = page.scene, page.bar, page.caption, page.scene.prompt, page.draft
     outputs = _everything(page)
-    rewrite = partial(captions.rewrite, service, page)
+    rewrite = _owned(captions.rewrite, service, page)
     _follow(service, page, scene.rewrite.click(rewrite, [draft, prompt], outputs, **QUIET))
     both = _owned(captions.review_or_generate, service, page)
     pressed = bar.rewrite_and_generate.click(both, [draft, bar.review, *_form(page)], outputs, **QUIET)
@@ -243,7 +253,7 @@ def _connect_rewriting(service: Service, page: Page) -> None:
         caption.make.click(make, [draft, caption.text, page.editing, *_form(page)], outputs, **QUIET),
         page.watched,
     )
-    caption.stop.click(partial(captions.stop, service, page), draft, caption.stop, **QUIET)
+    caption.stop.click(_owned(captions.stop, service, page), draft, caption.stop, **QUIET)
     places = [prompt, draft, caption.section, caption.used, caption.text, caption.use, caption.make]
     caption.use.click(partial(captions.use, service, page), [draft, prompt, caption.text], places, **QUIET)
     caption.undo.click(partial(captions.undo, service, page), [draft, prompt], places, **QUIET)
@@ -327,7 +337,7 @@ def _watch(service: Service, page: Page, before: Any, job: gr.State) -> None:
 def _follow(service: Service, page: Page, before: Any) -> Any:
     """After `before`, show the rewriting whose id it left until it is done; returns that event."""
     before.then(None, js=SHOW_FIRST_ERROR, **QUIET)
-    follow = partial(captions.follow, service, page)
+    follow = _owned(captions.follow, service, page)
     followed = before.then(follow, [page.followed, page.draft], _everything(page), **QUIET)
     followed.then(None, js=SHOW_FIRST_ERROR, **QUIET)
     return followed

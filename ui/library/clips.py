@@ -161,6 +161,13 @@ class ClipIndex:
             raise UnknownClip(clip_id)
         return self._clip(rows[0])
 
+    def has(self, owner: str, clip_id: str) -> bool:
+        return bool(self._rows("SELECT 1 FROM clips WHERE id = ? AND owner = ?", _clean(clip_id), owner))
+
+    def has_file(self, owner: str, path: Path) -> bool:
+        """Whether the owner has a clip in this file, which is not deleted."""
+        return any(clip.path == path and clip.deleted is None for clip in self.everything(owner))
+
     def clips(self, owner: str, search: str, shown: Shown, offset: int, limit: int) -> list[Clip]:
         """The newest first."""
         where, values = _where(owner, search, shown)

@@ -105,6 +105,14 @@ class Gallery:
             raise FileNotFoundError(f"the file {clip.path.name} is not in the output folder any more")
         return clip.path
 
+    def owns(self, owner: str, path: Path) -> bool:
+        """Whether a file of the output folder may go to this owner: a clip, its poster, its last frame, an export."""
+        if path.is_relative_to(self._exports):
+            return True  # in a folder whose random name only its owner was told
+        if path.parent in (self._posters, self._frames):
+            return self._index.has(owner, path.stem)
+        return self._index.has_file(owner, path)
+
     # Changing
 
     def favourite(self, owner: str, clip_id: str, favourite: bool = True) -> None:
