@@ -32,7 +32,7 @@ import app
 from nava_core.engine import DATABASE, Job, QueueEngine
 from nava_core.request import GenerationRequest, RequestError
 from nava_core.speech import parse_speech
-from ui import accounts, create_ui, launch_options, views
+from ui import accounts, create_ui, launch_options, stage_views, views
 from ui.accounts import Accounts
 from ui.catalogue import Catalogue
 from ui.doors import Doors, clips_of, open_for_mcp
@@ -423,7 +423,8 @@ def test_html_in_prompts_and_file_names_stays_text(language: str) -> None:
         views.message(EVIL, "warning"),
         views.speech(text, parse_speech(f"{EVIL} ~~{EVIL}~~ <S>{EVIL}<E>")),
         views.quiet(EVIL),
-        views.progress(text, Job("1", GenerationRequest(EVIL)), None, EVIL),
+        stage_views.progress(text, Job("1", GenerationRequest(EVIL)), None, EVIL),
+        stage_views.picture(text, Job("1", GenerationRequest(EVIL), "failed")),
     ]
     for html in shown:
         assert not {"img", "script", "onerror"} & set(_Tags(html).tags), html

@@ -31,7 +31,7 @@ ROOT = Path(__file__).parent.parent
 
 class Lender(ModuleType):
     """A stand-in for the `spaces` package with its decorator's contract, as its source (0.51) has it: `GPU(duration=)`
-    takes a generator function; when that is called, `duration` is asked with the same arguments; arguments and items
+    takes a generator function, or a plain one with a fixed number of seconds; when that is called, `duration` is asked with the same arguments; arguments and items
     pass between two processes, so they are pickled; closing the outer generator closes the inner one; an error inside
     arrives as another, which only names its class. Here the work stays in one process and needs no GPU.
     """
@@ -42,8 +42,10 @@ class Lender(ModuleType):
         self.refusal: Exception | None = None
         self.closed = 0
 
-    def GPU(self, *, duration: Callable[..., int]) -> Callable[..., Any]:
-        def decorate(task: Callable[..., Iterator[Any]]) -> Callable[..., Iterator[Any]]:
+    def GPU(self, *, duration: Callable[..., int] | int) -> Callable[..., Any]:
+        def decorate(task: Callable[..., Any]) -> Callable[..., Any]:
+            if isinstance(duration, int):
+                return wraps(task)(lambda *arguments: pickle.loads(pickle.dumps(task(*arguments))))
             assert inspect.isgeneratorfunction(task)
 
             @wraps(task)
