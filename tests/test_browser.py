@@ -290,7 +290,7 @@ def test_axe_finds_nothing_serious(context: Any, url: str, size: dict[str, int],
             page.wait_for_function("theme => document.documentElement.dataset.theme === theme", arg=theme)
             found = axe.run(page).response["violations"]
             grave = [
-                (item["id"], node["html"])
+                (item["id"], node["failureSummary"], node["html"])
                 for item in found
                 if item["impact"] in ("serious", "critical")
                 for node in item["nodes"]
