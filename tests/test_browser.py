@@ -18,6 +18,7 @@ from studio_server import TypingModel, held_up, slow_down, studio, tiny_pipeline
 
 from nava_core.engine import InProcessEngine
 from nava_core.media import read_recipe
+from nava_core.request import GenerationRequest
 from nava_core.speech import parse_speech
 from rewriter import Rewriter
 from ui.examples import examples_for
@@ -152,7 +153,7 @@ def test_from_prompt_to_clip(context: Any, url: str, pipeline: Any, tmp_path: Pa
             page.click("#generate")
             page.wait_for_selector("[role=progressbar]")
             page.wait_for_selector(".nava-stage img")
-            assert page.is_disabled("#generate")
+            assert "queue" in page.inner_text("#generate")
             page.wait_for_selector("#clip video")
         page.wait_for_function("document.querySelector('#clip video').videoWidth === 96")
         seed = page.input_value("#seed input")
@@ -180,18 +181,24 @@ def test_an_error_stands_beside_its_field_and_nothing_typed_is_lost(context: Any
         assert not page.is_visible('.nava-message[data-kind="error"]') and page.input_value("#seed input") == "7"
 
 
-def test_an_uploaded_voice_that_cannot_be_read_is_said_beside_the_voices(
-    context: Any, url: str, tmp_path: Path
-) -> None:
+def add_voice(page: Any, recording: Path, name: str) -> None:
+    page.click("#cast-new > button")
+    page.set_input_files("#cast-recording input[type=file]", recording)
+    page.wait_for_selector("#cast-recording input[type=file]", state="detached")
+    page.fill("#cast-name :is(input, textarea)", name)
+    page.check("#cast-consent input")
+    page.click("#cast-add")
+
+
+def test_a_voice_that_cannot_be_read_is_said_where_it_was_added(context: Any, url: str, tmp_path: Path) -> None:
     bad = tmp_path / "voice.wav"
     bad.write_bytes(b"RIFF no sound")
     with opened(context, url) as page:
         write(page, "圆球 ~~你好~~")
-        page.set_input_files("#voice-1 input[type=file]", bad)
-        page.wait_for_selector("#voice-1 input[type=file]", state="detached")
-        page.click("#generate")
-        page.wait_for_selector('#speakers-error .nava-message[data-kind="error"]')
+        add_voice(page, bad, "Ann")
+        page.wait_for_selector('#cast-new-message .nava-message[data-kind="error"]')
         assert page.input_value("#prompt textarea") == "圆球 ~~你好~~"
+        assert page.input_value("#cast-name :is(input, textarea)") == "Ann"
 
 
 def test_first_frame_and_voices_reach_the_clip(context: Any, url: str, engine: InProcessEngine, tmp_path: Path) -> None:
@@ -200,16 +207,72 @@ def test_first_frame_and_voices_reach_the_clip(context: Any, url: str, engine: I
     soundfile.write(voice, np.sin(np.arange(24_000) / 13) * 0.3, 16_000)
     with opened(context, url) as page:
         write(page, "圆球 ~~你好~~ ~~再见~~ ~~走吧~~")
-        page.wait_for_selector("#voice-3")
         page.set_input_files("#image input[type=file]", image)
-        page.set_input_files("#voice-2 input[type=file]", voice)
-        page.wait_for_selector("#voice-2 input[type=file]", state="detached")
         page.wait_for_selector("#image img")
+        add_voice(page, voice, "Bo")
+        page.wait_for_selector(".nava-lines select >> nth=1 >> option:has-text('Bo')", state="attached")
+        page.select_option(".nava-lines select >> nth=1", label="Bo")
+        page.wait_for_function("JSON.stringify(localStorage).includes('nava-studio-script')")
         page.click("#generate")
         page.wait_for_selector("#clip video")
     recipe = read_recipe(max(engine.output_dir.glob("*.mp4"), key=lambda path: path.stat().st_mtime))
     assert recipe["image"].endswith("first.png")
-    assert [speaker and Path(speaker).name for speaker in recipe["speakers"]] == [None, "voice.wav", None]
+    assert [bool(speaker) for speaker in recipe["speakers"]] == [False, True, False]
+
+
+def test_a_second_clip_waits_in_the_queue_is_changed_there_and_shown_from_it(
+    context: Any, url: str, pipeline: Any, engine: InProcessEngine
+) -> None:
+    with opened(context, url) as page:
+        with slow_down(pipeline, 0.3):
+            write(page, "一个圆球")
+            page.click("#generate")
+            page.wait_for_selector("#cancel")
+            write(page, "一颗星星")
+            page.click("#generate")
+            page.wait_for_selector('#notice .nava-message[data-kind="hint"]')
+            waiting = next(job for job in engine.jobs() if job.request.prompt == "一颗星星")
+            row = f'#queue-rows [data-job="{waiting.id}"]'
+            page.click(f'{row} [data-act="edit"]')
+            page.wait_for_selector("#editing")
+            page.wait_for_function(PROMPT_IS, arg="一颗星星")
+            write(page, "两颗星星")
+            page.click("#generate")
+            page.wait_for_selector("#editing", state="hidden")
+            assert engine.job(waiting.id).request.prompt == "两颗星星"
+        page.wait_for_function("document.querySelectorAll('#gallery-grid video').length >= 2")
+    assert engine.job(waiting.id).state == "done" and read_recipe(engine.job(waiting.id).result)["prompt"] == "两颗星星"
+
+
+def test_a_clip_of_the_gallery_is_shown_and_its_recipe_used_again(
+    context: Any, url: str, engine: InProcessEngine
+) -> None:
+    job_id = engine.submit(GenerationRequest("一个蓝色方块 ~~走吧~~", seed=77, num_inference_steps=3))
+    (*_, last) = engine.events(job_id)
+    assert last.state == "done"
+    with opened(context, url) as page:
+        card = f'#gallery-grid [data-id="{job_id}"]'
+        page.wait_for_selector(card)
+        page.click(f'{card} [data-action="open"] >> nth=0')
+        page.wait_for_selector("#clip video")
+        page.wait_for_function("document.querySelector('#recipe').innerText.includes('77')")
+        page.click("#reuse")
+        page.wait_for_function(PROMPT_IS, arg="一个蓝色方块 ~~走吧~~")
+        page.wait_for_function("document.querySelector('#seed input').value === '77'")
+        assert not page.is_checked("#random-seed input")
+
+
+def test_variations_end_side_by_side(context: Any, url: str, engine: InProcessEngine) -> None:
+    with opened(context, url) as page:
+        write(page, "一个圆球")
+        page.click("#variations label >> nth=1")
+        page.click("#generate")
+        page.wait_for_selector("#compare-grid figure >> nth=1")
+        page.click("#compare-grid [data-take] >> nth=1")
+        page.wait_for_selector("#compare", state="hidden")
+        page.wait_for_selector("#clip video")
+    group = {job.variations for job in engine.jobs()[:2]}
+    assert len(group) == 1 and None not in group
 
 
 def test_cancel_takes_a_step_at_most(context: Any, url: str, pipeline: Any, engine: InProcessEngine) -> None:

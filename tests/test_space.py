@@ -31,7 +31,8 @@ ROOT = Path(__file__).parent.parent
 
 class Lender(ModuleType):
     """A stand-in for the `spaces` package with its decorator's contract, as its source (0.51) has it: `GPU(duration=)`
-    takes a generator function, or a plain one with a fixed number of seconds; when that is called, `duration` is asked with the same arguments; arguments and items
+    takes a generator function, or a plain one with a fixed number of seconds; when that is called, `duration` is asked
+    with the same arguments; arguments and items
     pass between two processes, so they are pickled; closing the outer generator closes the inner one; an error inside
     arrives as another, which only names its class. Here the work stays in one process and needs no GPU.
     """
