@@ -279,7 +279,7 @@ def test_each_field_has_a_place_for_its_error_and_a_name() -> None:
 def test_an_error_stands_beside_its_field_and_nothing_typed_changes(
     service: Service, page: Page, changes: dict[str, Any], field: str
 ) -> None:
-    for press, before in ((handlers.generate, [None, None]), (captions.rewrite_and_generate, [None])):
+    for press, before in ((handlers.generate, [None, None, None]), (captions.rewrite_and_generate, [None])):
         shown = press(service, page, *before, *values_of(page, **changes))
         place = page.errors[field]
         assert shown[place]["visible"] and 'data-kind="error"' in shown[place]["value"]
@@ -290,7 +290,7 @@ def test_an_error_stands_beside_its_field_and_nothing_typed_changes(
 
 
 def test_a_job_is_watched_to_its_clip(service: Service, page: Page) -> None:
-    started = handlers.generate(service, page, None, None, *values_of(page, random_seed=True))
+    started = handlers.generate(service, page, None, None, None, *values_of(page, random_seed=True))
     assert not any(started[place]["visible"] for place in page.errors.values())
     assert started[page.bar.generate]["value"] == TEXT("generate.busy") and started[page.bar.cancel]["visible"]
     job_id = started[page.watched]
@@ -309,7 +309,7 @@ def test_watching_nothing_changes_nothing(service: Service, page: Page) -> None:
 
 
 def test_a_reloaded_page_shows_the_last_result_and_what_was_asked(service: Service, page: Page) -> None:
-    started = handlers.generate(service, page, None, None, *values_of(page))
+    started = handlers.generate(service, page, None, None, None, *values_of(page))
     run(handlers.watch(service, page, started[page.watched]))
     shown = asyncio.run(handlers.open_page(service, page, started[page.job], None))
     assert shown[page.scene.prompt]["value"] == form().prompt

@@ -309,9 +309,9 @@ def test_a_caption_comes_into_its_box_and_into_the_prompts_place_when_asked(
     used = captions.use(service, page, draft, PROMPT, caption + "！")
     assert used[page.scene.prompt] == caption + "！"
     assert not used[page.caption.section]["visible"] and used[page.caption.used]["visible"]
-    started = handlers.generate(service, page, used[page.draft], None, *values_of(page, caption + "！"))
+    started = handlers.generate(service, page, used[page.draft], None, None, *values_of(page, caption + "！"))
     assert service.engine.job(started[page.watched]).request.original_prompt == PROMPT
-    changed = handlers.generate(service, page, used[page.draft], None, *values_of(page, "别的"))
+    changed = handlers.generate(service, page, used[page.draft], None, None, *values_of(page, "别的"))
     assert service.engine.job(changed[page.watched]).request.original_prompt is None
 
     back = captions.undo(service, page, used[page.draft], caption + "！！")
@@ -326,7 +326,7 @@ def test_a_caption_of_an_earlier_prompt_says_so_and_is_not_used_unasked(service:
     assert captions.mark_stale(service, page, draft, "a star")[page.caption.stale]["visible"]
     assert not captions.mark_stale(service, page, draft, PROMPT)[page.caption.stale]["visible"]
     assert not captions.mark_stale(service, page, None, PROMPT)[page.caption.stale]["visible"]
-    started = handlers.generate(service, page, draft, None, *values_of(page, "a star"))
+    started = handlers.generate(service, page, draft, None, None, *values_of(page, "a star"))
     assert service.engine.job(started[page.watched]).request.prompt == "a star"
 
 
@@ -404,7 +404,7 @@ def test_a_reloaded_page_finds_the_caption_in_the_prompts_place(service: Service
     begun = captions.rewrite(service, page, None, PROMPT)
     caption = follow(service, page, begun)[page.caption.text]["value"]
     draft = captions.use(service, page, begun[page.draft], PROMPT, caption)[page.draft]
-    started = handlers.generate(service, page, draft, None, *values_of(page, caption))
+    started = handlers.generate(service, page, draft, None, None, *values_of(page, caption))
     for job in (None, started[page.job]):
         opened = asyncio.run(handlers.open_page(service, page, job, draft))
         assert opened[page.scene.prompt]["value"] == caption
@@ -447,7 +447,7 @@ def test_a_job_that_goes_on_by_itself_says_so() -> None:
 
 def test_a_paused_queue_says_why_and_can_be_taken_up(service: Service, page: Page, engine: QueueEngine) -> None:
     engine.pause()
-    started = handlers.generate(service, page, None, None, *values_of(page, "雨"))
+    started = handlers.generate(service, page, None, None, None, *values_of(page, "雨"))
     assert "The queue is paused" in started[page.stage.progress]["value"]
     assert started[page.stage.again]["value"] == "Resume the queue" and started[page.stage.again]["visible"]
     assert handlers.go_on(service, page, started[page.job])[page.watched] is None
@@ -459,7 +459,7 @@ def test_a_paused_queue_says_why_and_can_be_taken_up(service: Service, page: Pag
 def test_estimates_stand_beside_generate_and_in_the_progress(service: Service, page: Page, tmp_path: Path) -> None:
     values = values_of(page, "雨")
     assert not handlers.estimate(service, page, *values)[page.bar.estimate]["visible"]
-    started = handlers.generate(service, page, None, None, *values)
+    started = handlers.generate(service, page, None, None, None, *values)
     list(service.engine.events(started[page.watched]))
     wait_for(lambda: handlers.estimate(service, page, *values)[page.bar.estimate]["visible"])
     for prompt in ("雨", " "):

@@ -154,14 +154,15 @@ def generate(
     service: Service,
     page: Page,
     draft: Any,
+    stored: dict[str, Any] | None,
     editing: str | None,
     *values: Any,
     owner: str = "",
-    session: str = "",
 ) -> Updates:
     """Start a job from the form, or change the one that is being edited; `watch` then follows it.
 
-    While the stage follows another job, the new one waits in the queue and the stage stays as it is.
+    stored: what the browser keeps of the job on the stage; while that runs, the new one waits in the queue and the
+    stage stays as it is.
     """
     updates = nothing_wrong(page) | {page.watched: None}
     try:
@@ -176,7 +177,8 @@ def generate(
     except EngineError as error:
         return updates | failure(service, page, JobError(str(error), kind=error.kind))
     job = service.engine.job(job_id)
-    if session in service.watching:
+    last = _last_job(service, stored, owner)
+    if last is not None and unfinished(service.engine, last):
         return updates | {page.bar.notice: note(service.text("generate.queued", ahead=job.ahead), "hint")}
     updates |= stage_updates(service, page, job) | started_job(page, job, form.random_seed)
     return updates | {page.watched: job_id}
@@ -195,10 +197,10 @@ def make_caption(
     page: Page,
     stored: Any,
     caption: str,
+    last: dict[str, Any] | None,
     editing: str | None,
     *values: Any,
     owner: str = "",
-    session: str = "",
 ) -> Updates:
     """Put the caption in the prompt's place, because somebody asked for it, and make it."""
     prompt, *others = values
@@ -206,8 +208,7 @@ def make_caption(
         return {page.watched: None}
     draft = Draft.read(stored).with_used(caption, prompt)
     used = captions.use(service, page, stored, prompt, caption)
-    asked = (draft.to_json(), editing, caption, *others)
-    return used | generate(service, page, *asked, owner=owner, session=session)
+    return used | generate(service, page, draft.to_json(), last, editing, caption, *others, owner=owner)
 
 
 async def watch(service: Service, page: Page, job_id: str | None, session: str = "") -> AsyncIterator[Updates]:

@@ -104,7 +104,8 @@ def cost_view(text: Catalogue, guidance: Guidance, modality: Modality, has_refer
 def _without(guidance: Guidance, axis: str) -> Guidance:
     """The same without one axis: 0 where it is a push beyond the conditional, 1 where it is the classical scale."""
     neutral = 1.0 if axis in ("video", "audio") and not guidance.align else 0.0
-    return replace(guidance, **{axis: neutral})  # type: ignore[arg-type]
+    changes: dict[str, Any] = {axis: neutral}
+    return replace(guidance, **changes)
 
 
 def read_guidance(values: Sequence[Any]) -> Guidance:

@@ -250,7 +250,7 @@ def _connect_rewriting(service: Service, page: Page) -> None:
     _watch(
         service,
         page,
-        caption.make.click(make, [draft, caption.text, page.editing, *_form(page)], outputs, **QUIET),
+        caption.make.click(make, [draft, caption.text, page.job, page.editing, *_form(page)], outputs, **QUIET),
         page.watched,
     )
     caption.stop.click(_owned(captions.stop, service, page), draft, caption.stop, **QUIET)
@@ -271,7 +271,11 @@ def _connect_stage(demo: gr.Blocks, service: Service, page: Page) -> None:
     )
     start = _owned(handlers.generate, service, page)
     pressed = gr.on(
-        [bar.generate.click, scene.prompt.submit], start, [page.draft, page.editing, *_form(page)], outputs, **QUIET
+        [bar.generate.click, scene.prompt.submit],
+        start,
+        [page.draft, page.job, page.editing, *_form(page)],
+        outputs,
+        **QUIET,
     )
     pressed.then(None, js=TO_THE_STAGE, **QUIET)
     _watch(service, page, pressed, page.watched)
