@@ -224,7 +224,7 @@ def test_a_second_clip_waits_in_the_queue_is_changed_there_and_shown_from_it(
     context: Any, url: str, pipeline: Any, engine: InProcessEngine
 ) -> None:
     with opened(context, url) as page:
-        with slow_down(pipeline, 0.3):
+        with held_up(pipeline, engine):
             write(page, "一个圆球")
             page.click("#generate")
             page.wait_for_selector("#cancel")
@@ -232,7 +232,7 @@ def test_a_second_clip_waits_in_the_queue_is_changed_there_and_shown_from_it(
             page.click("#generate")
             page.wait_for_selector('#notice .nava-message[data-kind="hint"]')
             waiting = next(job for job in engine.jobs() if job.request.prompt == "一颗星星")
-            row = f'#queue-rows [data-job="{waiting.id}"]'
+            row = f'#queue-rows [data-id="{waiting.id}"]'
             page.click(f'{row} [data-act="edit"]')
             page.wait_for_selector("#editing")
             page.wait_for_function(PROMPT_IS, arg="一颗星星")
@@ -240,7 +240,7 @@ def test_a_second_clip_waits_in_the_queue_is_changed_there_and_shown_from_it(
             page.click("#generate")
             page.wait_for_selector("#editing", state="hidden")
             assert engine.job(waiting.id).request.prompt == "两颗星星"
-        page.wait_for_function("document.querySelectorAll('#gallery-grid video').length >= 2")
+        page.wait_for_selector(f'#gallery-grid [data-id="{waiting.id}"]')
     assert engine.job(waiting.id).state == "done" and read_recipe(engine.job(waiting.id).result)["prompt"] == "两颗星星"
 
 
