@@ -7,7 +7,6 @@ assignment that fits their lengths best and cuts where the voice pauses.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from nava_core.speech import SpeechSpan
+from nava_core.speech_timing import spoken_seconds
 
 Times = list[tuple[float, float]]
 
@@ -30,10 +30,6 @@ CUT_COST, PAUSE_COST, SKIP_COST = 0.15, 0.8, 0.6
 # People speak slower or faster than the estimate by no more than this.
 FASTEST, SLOWEST = 0.5, 1.8
 
-_WIDE = re.compile(r"[\u2e80-\u9fff\uac00-\ud7af\uf900-\ufaff]")
-_VOWELS = re.compile(r"[aeiouyà-ÿ]+|\d", re.IGNORECASE)
-_PAUSES = re.compile(r"[.,;:!?…。，；：！？、—]+")
-
 
 def line_times(spans: Sequence[SpeechSpan], seconds: float, envelope: Any = None) -> Times:
     """The start and end of each span's line in seconds, one after another and within the clip; empty lines take none.
@@ -41,7 +37,7 @@ def line_times(spans: Sequence[SpeechSpan], seconds: float, envelope: Any = None
     seconds: the clip's length. envelope: the loudness of its sound over time, evenly spread over the whole clip
     (`energy_envelope`); None, or one that tells no voice from its background, gives times by the estimate alone.
     """
-    spoken = [_spoken_seconds(span.text) for span in spans]
+    spoken = [spoken_seconds(span.text) for span in spans]
     heard = [index for index, length in enumerate(spoken) if length > 0]
     if seconds <= 0 or not heard:
         return [(0.0, 0.0)] * len(spans)
@@ -127,15 +123,6 @@ def _clock(seconds: float, point: str) -> str:
     hours, rest = divmod(milliseconds, 3_600_000)
     minutes, rest = divmod(rest, 60_000)
     return f"{hours:02}:{minutes:02}:{rest // 1000:02}{point}{rest % 1000:03}"
-
-
-def _spoken_seconds(text: str) -> float:
-    """How long a line takes to say: a quick estimate, to be replaced by nava_core.speech_timing.spoken_seconds."""
-    if not text.strip():
-        return 0.0
-    wide = len(_WIDE.findall(text))
-    syllables = len(_VOWELS.findall(text))
-    return max(0.22 * wide + 0.19 * syllables + 0.2 * len(_PAUSES.findall(text.strip()[:-1])), 0.3)
 
 
 def _spread(lengths: np.ndarray, seconds: float) -> Times:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -13,7 +13,10 @@ from hypothesis import strategies as st
 
 from nava_core.request import RequestError
 from ui.assignments import Assignments, assignments_of, carry_over, colours_of, speakers_of
+from ui.catalogue import Catalogue
+from ui.handover import line_colours
 from ui.library.voices import VoiceLibrary
+from ui.service import Service
 
 LINES = st.lists(st.text("abc", max_size=4), max_size=6)
 DISTINCT = st.lists(st.text("abcdef", min_size=1, max_size=6), max_size=6, unique=True)
@@ -106,6 +109,9 @@ def test_the_way_to_a_request_and_back(library: VoiceLibrary, tmp_path: Path) ->
     again = assignments_of(library, "me", prompt, copied)
     assert speakers_of(library, "me", prompt, again) == (None, None, ben.path)
     assert assignments_of(library, "you", prompt, copied)["voices"] == [None] * 3
+    service = Service(cast(Any, None), cast(Any, None), Catalogue(), library)
+    assert line_colours(service, {"prompt": prompt, "speakers": copied}) == [1, 2, 7]
+    assert line_colours(service, {"prompt": "~~one~~", "speakers": [5, "x"]}) == [1] and line_colours(service, {}) == []
     assert speakers_of(None, "", prompt, before) == (None, None, None)
     library.delete("me", ben.id)
     with pytest.raises(RequestError, match="line 3 was deleted") as gone:

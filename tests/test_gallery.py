@@ -613,8 +613,8 @@ def test_what_is_private_is_not_served(gallery: Gallery, clips: dict[str, Job]) 
     gallery.delete("", gone.id)
     trashed = next((gallery.output_dir / ".studio" / "trash").iterdir())
     with gallery_page(gallery, heard=Heard()) as url:
-        assert httpx.get(url + gallery_views.file_url(kept.result)).status_code == 200
-        assert httpx.get(url + gallery_views.file_url(gallery.clips("")[0].poster)).status_code == 200
+        assert httpx.get(url + gallery_views.file_address(kept.result)).status_code == 200
+        assert httpx.get(url + gallery_views.file_address(gallery.clips("")[0].poster)).status_code == 200
         for path in (gallery.database_path, trashed):
-            assert httpx.get(url + gallery_views.file_url(path)).status_code == 403
+            assert httpx.get(url + gallery_views.file_address(path)).status_code == 403
     assert str(gallery.database_path) in private_paths(gallery.database_path, gallery.output_dir)

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from html import escape
 from pathlib import Path
-from urllib.parse import quote
 
+from ui import views
 from ui.catalogue import Catalogue
 
 FOLDER = Path(__file__).parent.parent / "assets" / "examples"
@@ -68,14 +68,10 @@ def _card(text: Catalogue, index: int, example: Example) -> str:
     if example.clip is not None and example.poster is not None:
         clip = (
             f'<video muted loop playsinline preload="none" tabindex="-1" aria-hidden="true" '
-            f'poster="{_address(example.poster)}" src="{_address(example.clip)}"></video>'
+            f'poster="{views.file_address(example.poster)}" src="{views.file_address(example.clip)}"></video>'
         )
     label = escape(text("example.load", title=example.title(text.language)))
     return (
         f'<button type="button" class="nava-example" data-index="{index}" aria-label="{label}">{clip}'
         f"<span>{title}</span></button>"
     )
-
-
-def _address(path: Path) -> str:
-    return f"gradio_api/file={quote(str(path))}"

@@ -9,11 +9,10 @@ from collections.abc import Collection, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 from ui.catalogue import Catalogue
 from ui.library.clips import Clip, Shown, Stack
-from ui.views import message
+from ui.views import file_address, message
 
 FIRST_LETTERS = 90
 # Outlines of 20 by 20, drawn in the colour of the text around them.
@@ -32,11 +31,6 @@ REUSE = {
     "seed": ("seed",),
 }
 """What a menu's entry puts back into the form."""
-
-
-def file_url(path: Path) -> str:
-    """Where Gradio serves a file of the output folder, seen from the page."""
-    return f"gradio_api/file={quote(str(path))}"
 
 
 def grid(text: Catalogue, stacks: Sequence[Stack], shown: Shown = "all", unfolded: Collection[str] = ()) -> str:
@@ -75,7 +69,7 @@ def undo_words(text: Catalogue, count: int) -> str:
 
 def download_link(path: Path, name: str) -> str:
     """A link that the page presses by itself; nobody sees it."""
-    address, name = escape(file_url(path)), escape(name)
+    address, name = escape(file_address(path)), escape(name)
     return f'<a href="{address}" download="{name}" tabindex="-1" aria-hidden="true"></a>'
 
 
@@ -119,7 +113,7 @@ def _card(
     if clip.missing and shown != "deleted":
         marks.append("data-missing")
     elif shown != "deleted":
-        marks.append(f'data-src="{escape(file_url(clip.path))}"')
+        marks.append(f'data-src="{escape(file_address(clip.path))}"')
     if stack:
         badge = (
             f'<span class="nava-clip-badge" data-count>{escape(text("gallery.stack", count=len(stack.clips)))}</span>'
@@ -139,7 +133,7 @@ def _card(
 def _frame(text: Catalogue, clip: Clip, words: str, badge: str, shown: Shown) -> str:
     usable = not clip.missing and shown != "deleted"
     picture = (
-        f'<img src="{escape(file_url(clip.poster))}" alt="" loading="lazy" decoding="async">'
+        f'<img src="{escape(file_address(clip.poster))}" alt="" loading="lazy" decoding="async">'
         if clip.poster is not None
         else _icon("sound" if clip.kind == "wav" else "film")
     )

@@ -11,8 +11,11 @@ import gradio as gr
 from nava_core.engine.jobs import Job, UnknownJob
 from nava_core.ffmpeg import MediaError
 from nava_core.request import GenerationRequest, RequestError
+from nava_core.speech import parse_speech
+from ui import views
 from ui.assignments import assignments_of
 from ui.library.clips import Clip, UnknownClip
+from ui.library.voices import voice_id_of
 from ui.panels import Page
 from ui.reuse import PARTS, reused_form
 from ui.service import Service, Updates, note
@@ -131,6 +134,19 @@ def continue_from(service: Service, page: Page, asked: Any, owner: str) -> Updat
     if frame is None:
         return {page.bar.notice: gr.skip()}
     return {page.scene.image: str(frame), page.bar.notice: note(service.text("reuse.continued"), "hint")}
+
+
+def line_colours(service: Service, recipe: Mapping[str, Any]) -> list[int]:
+    """The colours of a recipe's lines, as the script has them: their voice's, else by number."""
+    spans = parse_speech(str(recipe.get("prompt", ""))).spans
+    speakers = [*(recipe.get("speakers") or ()), *[None] * len(spans)]
+    colours = []
+    for number, speaker in enumerate(speakers[: len(spans)], start=1):
+        known = None
+        if service.voices is not None and isinstance(speaker, str):
+            known = service.voices.colour(voice_id_of(speaker))
+        colours.append(known or views.colour(number))
+    return colours
 
 
 def compared(asked: Any) -> list[str]:

@@ -6,7 +6,6 @@ import base64
 import io
 from html import escape
 from pathlib import Path
-from urllib.parse import quote
 
 import numpy as np
 from PIL import Image
@@ -52,7 +51,9 @@ def sound(text: Catalogue, path: Path) -> str:
     """A clip of sound alone: the line that is being said stands where others have their picture."""
     label = escape(text("stage.sound"))
     line = '<p class="nava-said" aria-live="off"></p>'
-    return screen(f'{line}<audio src="{file_address(path)}" aria-label="{label}" {PLAYER}></audio>', None, "sound")
+    return screen(
+        f'{line}<audio src="{views.file_address(path)}" aria-label="{label}" {PLAYER}></audio>', None, "sound"
+    )
 
 
 # The button beside it downloads, with or without the recipe.
@@ -78,14 +79,9 @@ def _note(title: str, hint: str, size: tuple[int, int] | None, kind: str = "empt
     return screen(f"<p>{escape(title)}</p>{small}", size, kind)
 
 
-def file_address(path: Path) -> str:
-    """Where the app serves a file of one of its folders; relative, so that it holds behind a proxy too."""
-    return f"gradio_api/file={quote(path.resolve().as_posix())}"
-
-
 def film_address(path: Path) -> str:
     """A clip that shows its first frame before it plays: some browsers show nothing unless the address asks for it."""
-    return f"{file_address(path)}#t=0.001"
+    return f"{views.file_address(path)}#t=0.001"
 
 
 def picture_address(picture: np.ndarray) -> str:

@@ -268,6 +268,7 @@ def _connect_stage(demo: gr.Blocks, service: Service, page: Page) -> None:
         page.stage,
         leave_out_recipe=page.gallery.private,
         without_recipe=None if service.gallery is None else service.gallery.anonymous_copy,
+        colours=partial(handover.line_colours, service),
     )
     start = _owned(handlers.generate, service, page)
     pressed = gr.on(

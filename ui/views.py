@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from html import escape
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 from nava_core.engine.jobs import EngineStatus, Job
 from nava_core.speech import SpeechPrompt
@@ -68,6 +70,11 @@ def speech(text: Catalogue, prompt: SpeechPrompt | None, colours: Sequence[int] 
     shown = ",".join(str(number) for number in colours)
     unclosed = "" if all(span.closed for span in spans) else message(text("speech.unclosed"), "hint")
     return f'<p class="nava-quiet" data-colours="{shown}">{escape(count)}</p>{unclosed}'
+
+
+def file_address(path: Path) -> str:
+    """Where the app serves a file of one of its folders; relative, so that it holds behind a proxy too."""
+    return f"gradio_api/file={quote(path.resolve().as_posix())}"
 
 
 def colour(number: int) -> int:

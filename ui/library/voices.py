@@ -109,6 +109,11 @@ class VoiceLibrary:
     def get(self, owner: str, voice_id: str) -> Voice:
         return self._voice(self._row(owner, voice_id))
 
+    def colour(self, voice_id: str) -> int | None:
+        """The colour of anybody's voice, deleted or not, for what was made with it; None where it is not known."""
+        rows = self._rows("SELECT colour FROM voices WHERE id = ?", voice_id)
+        return rows[0]["colour"] if rows else None
+
     # Changing
 
     def add(
