@@ -59,6 +59,9 @@ BELOW_EACH_OTHER = f"() => {{ {PANELS} return stage.top >= writing.bottom; }}"
 PROMPT_IS = "text => document.querySelector('#prompt textarea').value === text"
 CAPTION_HOLDS = """text => document.querySelector('#caption-status [data-outcome]')
     && document.querySelector('#caption textarea').value.includes(text)"""
+OUT_OF_SIGHT = """() => [...document.querySelectorAll('#bar :is(button, input, label)')]
+    .filter(e => e.checkVisibility() && e.getBoundingClientRect().right > window.innerWidth)
+    .map(e => e.outerHTML.slice(0, 120))"""
 ENGLISH = "A red ball falls. She says: ~~Hello <b>there</b>~~"
 READ_AS_PYTHON = "texts => texts.map(text => nava.parseSpeech(text).map(span => [span.text, span.closed]))"
 USABLE_WITHIN = 60.0  # seconds, on a machine that is busy with something else
@@ -326,6 +329,7 @@ def test_the_page_fits_and_every_control_has_a_name(context: Any, url: str, size
             page.click(".nava-disclosure")
         page.wait_for_selector("#negative-prompt textarea")
         assert page.evaluate("document.documentElement.scrollWidth") <= size["width"]
+        assert page.evaluate(OUT_OF_SIGHT) == [], "what is clipped does not make the page wider"
         unnamed = page.evaluate(UNNAMED_CONTROLS)
         assert unnamed == []
         page.wait_for_function(BESIDE_EACH_OTHER if size is DESKTOP else BELOW_EACH_OTHER)
