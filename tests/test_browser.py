@@ -329,6 +329,8 @@ def test_the_page_fits_and_every_control_has_a_name(context: Any, url: str, size
             page.click(".nava-disclosure")
         page.wait_for_selector("#negative-prompt textarea")
         assert page.evaluate("document.documentElement.scrollWidth") <= size["width"]
+        page.wait_for_selector("#script-lines .nava-line")
+        assert page.evaluate("document.querySelector('#script-lines .nava-line').clientWidth") > 120
         assert page.evaluate(OUT_OF_SIGHT) == [], "what is clipped does not make the page wider"
         unnamed = page.evaluate(UNNAMED_CONTROLS)
         assert unnamed == []
