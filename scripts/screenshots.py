@@ -88,6 +88,8 @@ def _story(page: Any, options: argparse.Namespace, suffix: str) -> None:
     page.fill("#steps input[type=number]", steps)
     page.keyboard.press("Tab")
     page.click("#rewrite-and-generate")
+    # A function that is asked again with every frame would take the clip's processor.
+    page.wait_for_selector("#clip video")
     page.wait_for_function("document.querySelector('#clip video')?.readyState >= 2")
     page.evaluate("document.querySelector('#clip video').currentTime = 1.9")
     page.evaluate("scrollTo(0, 0)")

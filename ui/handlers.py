@@ -27,7 +27,7 @@ from ui.footer import SHARES, quality_of, steps_of
 from ui.hints import outside_hint
 from ui.library.voices import Voice
 from ui.panels import Page, settings_of
-from ui.service import WATCH_INTERVAL, Service, Updates, note
+from ui.service import STAGE_INTERVAL, WATCH_INTERVAL, Service, Updates, note
 from ui.state import Draft, Form, form_values, kept_settings, kept_words
 from ui.updates import (
     asked_request,
@@ -244,7 +244,7 @@ async def _watched(service: Service, page: Page, job_id: str) -> AsyncIterator[U
             if not following:
                 break
             job_id = following[0].id
-        await asyncio.sleep(WATCH_INTERVAL)
+        await asyncio.sleep(STAGE_INTERVAL)
     if len(made := finished_variations(service.engine, job)) > 1:
         yield stage_updates(service, page, job) | {page.compare.group: made}
 

@@ -17,6 +17,8 @@ from ui.rewriting import RewriteDesk
 
 Updates = dict[Any, Any]
 WATCH_INTERVAL = 0.2
+# A moment of the stage costs a browser as much as a step costs a small model: no more of them than one can follow.
+STAGE_INTERVAL = 0.6
 # The page's own events: no API, no overlay, and values as they were sent (see state.py).
 QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private", "preprocess": False}
 # Gradio would draw one at each start, and a page could not find its job again after the server's. It hides nothing
