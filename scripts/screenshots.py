@@ -23,6 +23,7 @@ ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"
 PATIENCE = 600_000  # milliseconds: a clip may take minutes on a busy machine
 SETTLE = 1_500
 QUICK_SETTLE = 300
+QUIET_WAIT = 1_000
 MOST_STEPS = "100"
 PROMPT = "A big red ball falls from high on the left. A woman says: ~~Here it comes~~"
 
@@ -88,8 +89,9 @@ def _story(page: Any, options: argparse.Namespace, suffix: str) -> None:
     page.fill("#steps input[type=number]", steps)
     page.keyboard.press("Tab")
     page.click("#rewrite-and-generate")
-    # A function that is asked again with every frame would take the clip's processor.
-    page.wait_for_selector("#clip video")
+    # Waiting for a selector draws frame after frame, which takes the clip's processor where there is no GPU.
+    while not page.is_visible("#clip video"):
+        page.wait_for_timeout(QUIET_WAIT)
     page.wait_for_function("document.querySelector('#clip video')?.readyState >= 2")
     page.evaluate("document.querySelector('#clip video').currentTime = 1.9")
     page.evaluate("scrollTo(0, 0)")
