@@ -89,7 +89,7 @@ def _story(page: Any, options: argparse.Namespace, suffix: str) -> None:
     page.fill("#steps input[type=number]", steps)
     page.keyboard.press("Tab")
     page.click("#rewrite-and-generate")
-    # Waiting for a selector draws frame after frame, which takes the clip's processor where there is no GPU.
+    # Asked once a second: where there is no GPU, what the browser does takes the clip's processor.
     while not page.is_visible("#clip video"):
         page.wait_for_timeout(QUIET_WAIT)
     page.wait_for_function("document.querySelector('#clip video')?.readyState >= 2")
