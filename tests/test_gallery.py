@@ -307,6 +307,17 @@ def test_watching_takes_in_what_finishes_and_outlives_a_bad_clip(gallery: Galler
     engine.changed.release()
 
 
+def test_a_file_is_its_owners_until_it_is_deleted(gallery: Gallery, clips: dict[str, Job]) -> None:
+    job = put(gallery, clips["film"], "f" * 16, owner="ann")
+    assert job.result is not None
+    clip, poster = gallery.clip("ann", job.id).path, gallery.output_dir / ".studio" / "posters" / f"{job.id}.jpg"
+    for path in (clip, poster):
+        assert gallery.owns("ann", path) and not gallery.owns("ben", path) and not gallery.owns("", path)
+    assert not gallery.owns("ann", clip.with_name("other.mp4")) and not gallery.owns("ann", Path("/etc/passwd"))
+    gallery.delete("ann", job.id)
+    assert not gallery.owns("ann", clip)
+
+
 def test_voices_and_pictures_outlive_the_queues_copies(gallery: Gallery, clips: dict[str, Job]) -> None:
     voice = gallery.output_dir / ".studio" / "files" / ("0" * 32) / "anna.wav"
     voice.parent.mkdir(parents=True)

@@ -166,7 +166,10 @@ class ClipIndex:
 
     def has_file(self, owner: str, path: Path) -> bool:
         """Whether the owner has a clip in this file, which is not deleted."""
-        return any(clip.path == path and clip.deleted is None for clip in self.everything(owner))
+        if not path.is_relative_to(self._folder):
+            return False
+        where = "path = ? AND owner = ? AND deleted IS NULL"
+        return bool(self._rows(f"SELECT 1 FROM clips WHERE {where}", self._relative(path), owner))
 
     def clips(self, owner: str, search: str, shown: Shown, offset: int, limit: int) -> list[Clip]:
         """The newest first."""
@@ -205,8 +208,11 @@ class ClipIndex:
 
     def knows(self, path: Path) -> bool:
         """Whether a file under the folder is somebody's clip, or was before it was deleted."""
-        relative = _clean(path.relative_to(self._folder).as_posix())
-        return bool(self._rows("SELECT 1 FROM clips WHERE path = ?", relative))
+        return bool(self._rows("SELECT 1 FROM clips WHERE path = ?", self._relative(path)))
+
+    def _relative(self, path: Path) -> str:
+        """A path as the index has it."""
+        return _clean(path.relative_to(self._folder).as_posix())
 
     def everything(self, owner: str | None = None) -> list[Clip]:
         """Every clip, deleted ones too; of one owner, or of all."""
