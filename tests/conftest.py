@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import lzma
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from chromium import launched, one_person
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -21,6 +24,19 @@ def _unpack_golden() -> None:
 
 
 _unpack_golden()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """Of a module and not of the session: while it is open, no other test of its thread could run an event loop."""
+    with launched() as browser:
+        yield browser
+
+
+@pytest.fixture
+def context(browser: Any) -> Iterator[Any]:
+    with one_person(browser) as context:
+        yield context
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

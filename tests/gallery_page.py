@@ -80,7 +80,7 @@ def gallery_page(
     text = Catalogue(language)
     service = Service(cast(Any, None), cast(Any, None), text, gallery=gallery)
     with gr.Blocks(fill_width=True, analytics_enabled=False) as demo:
-        panel = build_gallery(text)
+        panel = build_gallery(text, gallery)
         connect_gallery(service, panel)
         (heard or Heard()).listen(panel)
     _, url, _ = demo.queue(default_concurrency_limit=None).launch(

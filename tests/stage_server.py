@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -28,7 +27,7 @@ PROMPT = f"A café. She says: ~~{LINES[0]}~~ and he: ~~{LINES[1]}~~"
 
 
 class Engine:
-    """What the stage asks of an engine, over jobs that a test makes. cancelled: the ids that were asked to end."""
+    """What the stage asks of an engine, over jobs that a test makes."""
 
     status = EngineStatus("ready")
     paused = False
@@ -36,7 +35,6 @@ class Engine:
 
     def __init__(self, *jobs: Job):
         self.known = {job.id: job for job in jobs}
-        self.cancelled: list[str] = []
 
     def job(self, job_id: str) -> Job:
         if job_id not in self.known:
@@ -45,10 +43,6 @@ class Engine:
 
     def remaining(self, job_id: str) -> float | None:
         return self.left
-
-    def cancel(self, job_id: str) -> None:
-        self.known[job_id] = replace(self.job(job_id), cancelling=True)
-        self.cancelled.append(job_id)
 
 
 def service_of(engine: Engine, language: str = "en") -> Service:

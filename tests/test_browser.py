@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile
+from chromium import DESKTOP, PHONE, needs_chromium, without_errors
 from PIL import Image
 from studio_server import TypingModel, held_up, slow_down, studio, tiny_pipeline
 
@@ -24,19 +24,7 @@ from rewriter import Rewriter
 from ui.examples import examples_for
 from ui.rewriting import RewriteDesk
 
-sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-CHROMIUM = shutil.which("chromium")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium on the PATH")
-ARGUMENTS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
-PATIENCE = 240_000  # milliseconds, on a machine that is busy with something else
+pytestmark = needs_chromium
 UNNAMED_CONTROLS = """() => {
     const named = e => e.ariaLabel || e.title || e.innerText?.trim()
         || [...(e.labels || [])].some(label => label.innerText.trim());
@@ -65,7 +53,6 @@ OUT_OF_SIGHT = """() => [...document.querySelectorAll('#bar :is(button, input, l
 ENGLISH = "A red ball falls. She says: ~~Hello <b>there</b>~~"
 READ_AS_PYTHON = "texts => texts.map(text => nava.parseSpeech(text).map(span => [span.text, span.closed]))"
 USABLE_WITHIN = 60.0  # seconds, on a machine that is busy with something else
-DESKTOP, PHONE = {"width": 1440, "height": 900}, {"width": 390, "height": 844}
 
 
 @pytest.fixture(scope="module")
@@ -98,43 +85,13 @@ def typing_url(engine: InProcessEngine, model: TypingModel) -> Iterator[str]:
         yield url
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
-        yield browser
-        browser.close()
-
-
-@pytest.fixture
-def context(browser: Any) -> Iterator[Any]:
-    """A browser of one person: pages in it share their local storage. Nothing may be asked of the outside."""
-    context = browser.new_context(viewport=DESKTOP, accept_downloads=True)
-    context.set_default_timeout(PATIENCE)
-    context.set_default_navigation_timeout(PATIENCE)
-    outside: list[str] = []
-    context.on("request", lambda request: _note_outside(request.url, outside))
-    yield context
-    context.close()
-    assert not outside
-
-
-def _note_outside(address: str, outside: list[str]) -> None:
-    if not address.startswith(("http://127.0.0.1", "http://localhost", "data:", "blob:")):
-        outside.append(address)
-
-
 @contextmanager
 def opened(context: Any, url: str) -> Iterator[Any]:
     """A page whose model is ready; any error of a script fails the test."""
-    page = context.new_page()
-    errors: list[str] = []
-    page.on("pageerror", lambda error: errors.append(str(error)))
-    page.goto(url)
-    page.wait_for_selector("#generate:not([disabled]), #cancel")
-    yield page
-    page.close()
-    assert not errors
+    with without_errors(context) as page:
+        page.goto(url)
+        page.wait_for_selector("#generate:not([disabled]), #cancel")
+        yield page
 
 
 def write(page: Any, prompt: str) -> None:

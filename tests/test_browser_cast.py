@@ -12,8 +12,8 @@ import gradio as gr
 import numpy as np
 import pytest
 import soundfile
+from chromium import PHONE, needs_chromium, without_errors
 from studio_server import offline_desk, tiny_pipeline
-from test_browser import CHROMIUM, PHONE, browser, context  # noqa: F401  (fixtures)
 
 from nava_core.engine import InProcessEngine
 from ui import launch_options
@@ -23,7 +23,7 @@ from ui.library.voices import VoiceLibrary
 from ui.script import build_script, connect_script
 from ui.service import Service
 
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium on the PATH")
+pytestmark = needs_chromium
 CARD = ".nava-voice-card"
 LINES = "[...document.querySelectorAll('.nava-lines select')].map(each => each.selectedOptions[0].text)"
 UNNAMED = """() => [...document.querySelectorAll('#cast :is(button, input, summary), #script :is(select, summary)')]
@@ -55,13 +55,10 @@ def url(library: VoiceLibrary, tmp_path_factory: pytest.TempPathFactory) -> Iter
 
 
 @pytest.fixture
-def page(context: Any, url: str) -> Iterator[Any]:  # noqa: F811
-    page = context.new_page()
-    errors: list[str] = []
-    page.on("pageerror", lambda error: errors.append(str(error)))
-    page.goto(url)
-    yield page
-    assert not errors
+def page(context: Any, url: str) -> Iterator[Any]:
+    with without_errors(context) as page:
+        page.goto(url)
+        yield page
 
 
 def write_voice(path: Path) -> Path:

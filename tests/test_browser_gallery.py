@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,26 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from chromium import PATIENCE, PHONE, needs_chromium, without_errors
 from gallery_page import Heard, gallery_page, make_clip
 
 from nava_core.media import read_recipe
 from ui.library.gallery import GALLERY_DATABASE, Gallery
 
-sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-CHROMIUM = shutil.which("chromium")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium on the PATH")
-ARGUMENTS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
-PATIENCE = 240_000  # milliseconds, on a machine that is busy with something else
+pytestmark = needs_chromium
 NASTY = "<img src=x onerror='window.bad=1'> & {{this}} ${1+1}"
-DESKTOP, PHONE = {"width": 1440, "height": 900}, {"width": 390, "height": 844}
 PLAYS = """id => {
     const video = document.querySelector(`.nava-clip[data-id="${id}"] video`);
     return video && video.muted && !video.paused && video.videoWidth === 96;
@@ -37,14 +24,6 @@ PLAYS = """id => {
 SHOWN = "ids => JSON.stringify([...document.querySelectorAll('.nava-clip')].map(e => e.dataset.id)) === ids"
 FITS = "document.documentElement.scrollWidth <= document.documentElement.clientWidth"
 RED, STAR, BAD, ONE, TWO = (letter * 16 for letter in "abcde")
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
-        yield browser
-        browser.close()
 
 
 @pytest.fixture(scope="module")
@@ -75,27 +54,14 @@ def url(gallery: Gallery, heard: Heard) -> Iterator[str]:
         yield url
 
 
-@pytest.fixture
-def context(browser: Any) -> Iterator[Any]:
-    context = browser.new_context(viewport=DESKTOP, accept_downloads=True)
-    context.set_default_timeout(PATIENCE)
-    context.set_default_navigation_timeout(PATIENCE)
-    yield context
-    context.close()
-
-
 @contextmanager
 def opened(context: Any, url: str) -> Iterator[Any]:
     """A page that shows its cards; any error of a script fails the test."""
-    page = context.new_page()
-    errors: list[str] = []
-    page.on("pageerror", lambda error: errors.append(str(error)))
-    page.goto(url)
-    page.wait_for_selector(".nava-clip, .nava-clips-empty")
-    yield page
-    assert page.evaluate("window.bad") is None
-    page.close()
-    assert not errors
+    with without_errors(context) as page:
+        page.goto(url)
+        page.wait_for_selector(".nava-clip, .nava-clips-empty")
+        yield page
+        assert page.evaluate("window.bad") is None
 
 
 def card(clip_id: str, inside: str = "") -> str:

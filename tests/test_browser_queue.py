@@ -13,9 +13,9 @@ import gradio as gr
 import numpy as np
 import pytest
 import soundfile
+from chromium import DESKTOP, PHONE, needs_chromium, without_errors
 from queue_child import SoundRunner
 from studio_server import offline_desk
-from test_browser import CHROMIUM, DESKTOP, PHONE, browser, context  # noqa: F401 (fixtures)
 
 from nava_core.engine.jobs import JobError
 from nava_core.engine.queue import QueueEngine
@@ -26,7 +26,7 @@ from ui.queue import build_queue, connect_queue
 from ui.service import Service
 from ui.studio import launch_options
 
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium on the PATH")
+pytestmark = needs_chromium
 
 WAITING = "[...document.querySelectorAll('.nava-queue-row[data-state=queued] b:first-child')].map(e => e.innerText)"
 ORDER_IS = """names => JSON.stringify(names) === JSON.stringify([...document.querySelectorAll(
@@ -93,16 +93,12 @@ def url(engine: QueueEngine) -> Iterator[str]:
 
 
 @contextmanager
-def opened(context: Any, url: str) -> Iterator[Any]:  # noqa: F811
-    page = context.new_page()
-    page.set_default_timeout(45_000)
-    errors: list[str] = []
-    page.on("pageerror", lambda error: errors.append(str(error)))
-    page.goto(url)
-    page.wait_for_selector(".nava-queue-head .nava-queue-facts", state="attached")
-    yield page
-    page.close()
-    assert not errors
+def opened(context: Any, url: str) -> Iterator[Any]:
+    with without_errors(context) as page:
+        page.set_default_timeout(45_000)
+        page.goto(url)
+        page.wait_for_selector(".nava-queue-head .nava-queue-facts", state="attached")
+        yield page
 
 
 def sound(prompt: str, **rest: Any) -> GenerationRequest:
@@ -118,7 +114,7 @@ def wait_order(page: Any, *names: str) -> None:
 
 
 def test_two_tabs_follow_a_job_and_what_is_done_to_the_queue(
-    context: Any,  # noqa: F811
+    context: Any,
     url: str,
     engine: QueueEngine,
     runner: Painter,
@@ -155,7 +151,7 @@ def test_two_tabs_follow_a_job_and_what_is_done_to_the_queue(
         one.wait_for_selector(".nava-queue-row[data-state=running]:has-text('gamma')")
 
 
-def test_the_order_by_keys_buttons_and_drag(context: Any, url: str, engine: QueueEngine) -> None:  # noqa: F811
+def test_the_order_by_keys_buttons_and_drag(context: Any, url: str, engine: QueueEngine) -> None:
     engine.pause()
     for name in ("alpha", "beta", "gamma", "delta"):
         engine.submit(sound(name))
@@ -203,7 +199,7 @@ def wait_until_engine_has(page: Any, engine: QueueEngine, names: list[str]) -> N
 
 
 def test_failures_say_why_and_what_to_do(
-    context: Any,  # noqa: F811
+    context: Any,
     url: str,
     engine: QueueEngine,
     runner: Painter,
@@ -225,7 +221,7 @@ def test_failures_say_why_and_what_to_do(
 
 @pytest.mark.parametrize(("size", "language"), [(DESKTOP, "en"), (PHONE, "zh")], ids=["desktop", "phone-chinese"])
 def test_a_hundred_jobs_fold_fit_and_have_names(
-    context: Any,  # noqa: F811
+    context: Any,
     engine: QueueEngine,
     size: dict[str, int],
     language: str,
@@ -248,7 +244,7 @@ def test_a_hundred_jobs_fold_fit_and_have_names(
 
 
 def test_import_after_a_dry_run_and_export(
-    context: Any,  # noqa: F811
+    context: Any,
     url: str,
     engine: QueueEngine,
     tmp_path: Path,
@@ -279,7 +275,7 @@ def test_import_after_a_dry_run_and_export(
         assert exported[1]["seed"] == 7
 
 
-def test_with_a_login_everybody_has_an_own_queue(context: Any, browser: Any, engine: QueueEngine) -> None:  # noqa: F811
+def test_with_a_login_everybody_has_an_own_queue(context: Any, browser: Any, engine: QueueEngine) -> None:
     engine.pause()
     anns = engine.submit(sound("of ann"), "ann")
     engine.submit(sound("SECRET of bob"), "bob")

@@ -10,13 +10,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from chromium import DESKTOP, PHONE, needs_chromium, one_person, without_errors
 from stage_server import LINES, SECONDS, SPOKEN, Engine, make_clip, stage_page
-from test_browser import ARGUMENTS, CHROMIUM, DESKTOP, PATIENCE, PHONE, sync_api
 
 from nava_core.engine.jobs import Job
 from nava_core.media import read_recipe
 
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium on the PATH")
+pytestmark = needs_chromium
 TIME = "document.querySelector('#stage video, #stage audio').currentTime"
 NEAR = f"to => Math.abs({TIME} - to) < 0.11"
 BOX = "document.querySelector('#stage .nava-stage').getBoundingClientRect().height"
@@ -53,26 +53,12 @@ def url(engine: Engine, folder: Path) -> Iterator[str]:
         yield url
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
-        yield browser
-        browser.close()
-
-
 @pytest.fixture(params=[DESKTOP], ids=["desktop"])
 def page(request: Any, browser: Any, url: str) -> Iterator[Any]:
-    context = browser.new_context(viewport=request.param, accept_downloads=True)
-    context.set_default_timeout(PATIENCE)
-    context.set_default_navigation_timeout(PATIENCE)
-    page, errors = context.new_page(), []
-    page.on("pageerror", lambda error: errors.append(str(error)))
-    page.goto(url)
-    page.wait_for_selector("#stage .nava-stage")
-    yield page
-    context.close()
-    assert not errors
+    with one_person(browser, viewport=request.param) as context, without_errors(context) as page:
+        page.goto(url)
+        page.wait_for_selector("#stage .nava-stage")
+        yield page
 
 
 def write(page: Any, place: str, words: str) -> None:
@@ -105,13 +91,6 @@ def test_progress_and_preview_do_not_move_the_page(page: Any) -> None:
     show_clip(page)
     assert page.evaluate(BOX) == height and not page.is_visible("#picture")
     assert page.evaluate("document.documentElement.scrollWidth") <= page.viewport_size["width"]
-
-
-def test_cancel_asks_the_engine(page: Any, engine: Engine) -> None:
-    show(page, "running")
-    page.click("#stage-cancel")
-    page.wait_for_selector("#stage-cancel:has-text('Cancelling')")
-    assert engine.cancelled == ["running"]
 
 
 @pytest.mark.parametrize("name", ["film", "sound"])

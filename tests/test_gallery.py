@@ -441,7 +441,7 @@ def test_every_control_of_a_card_has_a_name() -> None:
 @pytest.fixture
 def page(gallery: Gallery) -> tuple[Service, Any]:
     with gr.Blocks():
-        panel = build_gallery(TEXT)
+        panel = build_gallery(TEXT, gallery)
     return Service(None, None, TEXT, gallery=gallery), panel
 
 

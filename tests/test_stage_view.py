@@ -97,12 +97,9 @@ def test_the_rail_shows_the_phases_and_how_far_the_steps_are() -> None:
 
 
 def test_what_can_be_done_follows_the_state(panel: StagePanel, clips: dict[str, Job]) -> None:
-    running = shown(panel, RUNNING)
-    assert running[panel.cancel]["visible"] and running[panel.cancel]["interactive"] and running[panel.made] is None
-    asked = shown(panel, replace(RUNNING, cancelling=True))
-    assert not asked[panel.cancel]["interactive"]
+    assert shown(panel, RUNNING)[panel.made] is None
     done = shown(panel, clips["film"])
-    assert done[panel.made]["job"] == done[panel.job] == "a film" and not done[panel.cancel]["visible"]
+    assert done[panel.made]["job"] == "a film"
     assert done[panel.continue_button]["visible"] and done[panel.reuse_button]["visible"]
     assert not shown(panel, clips["sound"])[panel.continue_button]["visible"], "sound has no last frame"
     failed = replace(RUNNING, state="failed", error=JobError("no", kind="lost"))
@@ -186,14 +183,6 @@ def test_each_press_hands_the_clip_on(panel: StagePanel, clips: dict[str, Job]) 
     following = stage.continue_from(film)
     assert following["clip"] == str(clips["film"].result) and following["recipe"]["prompt"] == PROMPT
     assert stage.reuse(None) == stage.continue_from(None) == gr.skip()
-
-
-def test_cancel_asks_the_job_on_the_stage_to_end(panel: StagePanel) -> None:
-    engine = Engine(RUNNING)
-    button = stage.cancel(service_of(engine), panel, "1")
-    assert engine.cancelled == ["1"] and button["value"] == "Cancelling…" and not button["interactive"]
-    assert stage.cancel(service_of(engine), panel, None) == gr.skip()
-    assert not stage.cancel(service_of(Engine()), panel, "forgotten")["visible"]
 
 
 # The comparison

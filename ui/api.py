@@ -22,6 +22,7 @@ from nava_core.request import GenerationRequest, Guidance, Modality, RequestErro
 from ui.files import uploaded_path
 from ui.owners import owner_of
 from ui.rewriting import RewriteDesk, Rewriting
+from ui.service import SILENT
 
 WATCH_INTERVAL = 0.1
 SHOWN_LETTERS = 80
@@ -77,7 +78,7 @@ def add_endpoints(engine: Engine, desk: RewriteDesk) -> None:
         trigger = gr.Button()
 
     def add(function: Callable[..., Any], inputs: Any, outputs: Any) -> None:
-        settings = {"show_progress": "hidden", "concurrency_limit": None, "preprocess": False}
+        settings = SILENT | {"concurrency_limit": None, "preprocess": False}
         trigger.click(function, inputs, outputs, api_name=function.__name__, **settings)
 
     async def submit(request: GenerationRequest, owner: str) -> str:

@@ -15,12 +15,12 @@ import gradio as gr
 
 from ui import gallery_handlers as handlers
 from ui.catalogue import Catalogue
+from ui.library.gallery import Gallery
 from ui.owners import owner_of
 from ui.recipe_drop import RecipeDrop, build_recipe_drop, connect_recipe_drop
 from ui.service import BROWSER_SECRET, QUIET, Service, Updates
 
 SCRIPT = Path(__file__).with_name("scripts") / f"{Path(__file__).stem}.js"
-LOOK_INTERVAL = 1.5
 PRESS_LINK = "() => document.querySelector('#gallery-download a')?.click()"
 # Gradio's own `change` comes with every letter too, but also when the value was set by an event.
 TYPED = {"trigger_mode": "always_last", **QUIET}
@@ -28,7 +28,7 @@ TYPED = {"trigger_mode": "always_last", **QUIET}
 
 @dataclass(frozen=True)
 class GalleryPanel:
-    """All components. version, view, removed: what was last drawn, how much of it, and what Undo would bring back."""
+    """All components. view, removed: how much is drawn, and what Undo would bring back."""
 
     search: gr.Textbox
     shown: gr.Radio
@@ -43,8 +43,6 @@ class GalleryPanel:
     private_kept: gr.BrowserState
     download: gr.HTML
     drop: RecipeDrop
-    clock: gr.Timer
-    version: gr.State
     view: gr.State
     removed: gr.State
     opened: gr.State
@@ -53,7 +51,12 @@ class GalleryPanel:
     continued: gr.State
 
 
-def build_gallery(text: Catalogue) -> GalleryPanel:
+def build_gallery(text: Catalogue, gallery: Gallery | None) -> GalleryPanel:
+    """Build the panel, elem_id "gallery", in the Blocks at hand. gallery: what its cards are drawn of."""
+
+    def gallery_version() -> int:
+        return 0 if gallery is None else gallery.version
+
     with gr.Column(elem_id="gallery", elem_classes="nava-card"):
         with gr.Row(elem_id="gallery-bar"):
             gr.HTML(f"<h2>{text('gallery.title')}</h2>", elem_id="gallery-title")
@@ -75,7 +78,14 @@ def build_gallery(text: Catalogue) -> GalleryPanel:
                 html_attributes=gr.InputHTMLAttributes(autocomplete="off", spellcheck=False, enterkeyhint="search"),
             )
         notice = gr.HTML(visible=False, elem_id="gallery-notice", elem_classes="nava-message-place")
-        grid = gr.HTML(js_on_load=SCRIPT.read_text(encoding="utf-8"), apply_default_css=False, elem_id="gallery-grid")
+        grid = gr.HTML(
+            js_on_load=SCRIPT.read_text(encoding="utf-8"),
+            apply_default_css=False,
+            elem_id="gallery-grid",
+            # Asked now and then: an event for as long as the tab is open would hold one of the server's places, and one
+            # for each question would cost the browser far more than the answer is worth.
+            server_functions=[gallery_version],
+        )
         more = gr.Button("", visible=False, elem_id="gallery-more")
         with gr.Row(elem_id="gallery-undo", visible=False) as undo_bar:
             undo_words = gr.HTML(elem_id="gallery-undo-words")
@@ -107,8 +117,6 @@ def build_gallery(text: Catalogue) -> GalleryPanel:
         kept,
         download,
         drop,
-        gr.Timer(LOOK_INTERVAL),
-        gr.State(None),
         gr.State(handlers.FIRST_VIEW),
         gr.State([]),
         *states,
@@ -121,10 +129,6 @@ def connect_gallery(service: Service, panel: GalleryPanel) -> None:
     if gallery is None:
         return
     filters = [panel.search, panel.shown, panel.view]
-
-    def look(version: Any) -> Any:
-        """The gallery's version, where it is another one than the page shows."""
-        return gr.skip() if gallery.version == version else gallery.version
 
     def show(search: Any, shown: Any, view: Any, request: gr.Request) -> Updates:
         return handlers.show(service, panel, owner_of(request), handlers.Filters.read(search, shown, view))
@@ -148,10 +152,7 @@ def connect_gallery(service: Service, panel: GalleryPanel) -> None:
         return handlers.undo(service, panel, owner_of(request), filters, removed)
 
     cards = [panel.grid, panel.more]
-    # A question now and then: an event for as long as the tab is open would hold one of the server's places.
-    gr.on([panel.clock.tick], look, panel.version, panel.version, **QUIET)
-    gr.on(None, look, panel.version, panel.version, **QUIET)
-    panel.version.change(show, filters, cards, **TYPED)
+    panel.grid.stale(show, filters, cards, **TYPED)
     gr.on([panel.search.change, panel.shown.change], narrow, filters, [*cards, panel.view], **TYPED)
     panel.more.click(show_more, filters, [*cards, panel.view], **QUIET)
     asked = [panel.opened, panel.reuse, panel.compare, panel.continued]

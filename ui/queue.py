@@ -27,13 +27,7 @@ from ui.views import quiet
 
 SCRIPT = Path(__file__).with_name("scripts") / f"{Path(__file__).stem}.js"
 # Straight to the server and not through Gradio's queue, where every running event holds a place.
-DIRECT: dict[str, Any] = {
-    "show_progress": "hidden",
-    "api_visibility": "private",
-    "preprocess": False,
-    "queue": False,
-    "trigger_mode": "multiple",
-}
+DIRECT: dict[str, Any] = QUIET | {"queue": False, "trigger_mode": "multiple"}
 SAVE = """file => {
     if (!file?.url) return;
     const link = document.createElement("a");

@@ -19,8 +19,12 @@ Updates = dict[Any, Any]
 WATCH_INTERVAL = 0.2
 # A moment of the stage costs a browser as much as a step costs a small model: no more of them than one can follow.
 STAGE_INTERVAL = 0.6
-# The page's own events: no API, no overlay, and values as they were sent (see state.py).
-QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private", "preprocess": False}
+# Gradio tells every component that was ever an event's output of each message of any event, and lets a clock run on
+# each while one is awaited: 80 ms a message, and frame after frame, on the cores that make the clip where there is no
+# GPU. Our events show on no component how far they are: the stage, the queue and the notices say it.
+SILENT: dict[str, Any] = {"show_progress": "hidden", "show_progress_on": []}
+# The page's own events: no API, and values as they were sent (see state.py).
+QUIET: dict[str, Any] = SILENT | {"api_visibility": "private", "preprocess": False}
 # Gradio would draw one at each start, and a page could not find its job again after the server's. It hides nothing
 # from anybody who may read the browser's storage.
 BROWSER_SECRET = "nava-studio"

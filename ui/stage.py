@@ -12,7 +12,7 @@ from typing import Any
 
 import gradio as gr
 
-from nava_core.engine.jobs import EngineError, Job, UnknownJob
+from nava_core.engine.jobs import Job
 from nava_core.speech import parse_speech
 from ui import stage_views, views, waveform
 from ui.catalogue import Catalogue
@@ -29,10 +29,10 @@ WORTH_ANOTHER_TRY = ("lost", "disk", "model", "interrupted")
 class StagePanel:
     """What is on the stage, and what it asks of the page.
 
-    job: the id of the job on the stage. made: the clip on it, {"job", "clip", "recipe"}, or None while there is none;
-    its `change` says that there is one. reuse: what `made` has, "parts": ["all"] and "asked", when somebody wants this
-    clip's settings again. continue_from: what `made` has and "asked", when a clip shall begin with this one's last
-    frame. "asked" only makes each press a change.
+    made: the clip on it, {"job", "clip", "recipe"}, or None while there is none; its `change` says that there is one.
+    reuse: what `made` has, "parts": ["all"] and "asked", when somebody wants this clip's settings again. continue_from:
+    what `made` has and "asked", when a clip shall begin with this one's last frame. "asked" only makes each press a
+    change.
     """
 
     picture: gr.HTML
@@ -41,7 +41,6 @@ class StagePanel:
     progress: gr.HTML
     timeline: gr.HTML
     again: gr.Button
-    cancel: gr.Button
     download: gr.DownloadButton
     continue_button: gr.Button
     reuse_button: gr.Button
@@ -49,7 +48,6 @@ class StagePanel:
     recipe_section: gr.Column
     recipe: gr.HTML
     recipe_json: gr.JSON
-    job: gr.State
     made: gr.State
     reuse: gr.State
     continue_from: gr.State
@@ -63,13 +61,11 @@ class StagePanel:
             self.sound,
             self.progress,
             self.again,
-            self.cancel,
             self.continue_button,
             self.reuse_button,
             self.recipe_section,
             self.recipe,
             self.recipe_json,
-            self.job,
             self.made,
         ]
 
@@ -80,9 +76,7 @@ def build_stage(text: Catalogue) -> StagePanel:
         clip = gr.HTML(visible=False, elem_id="clip")
         sound = gr.HTML(visible=False, elem_id="sound")
         with gr.Column(elem_id="stage-under"):
-            with gr.Row(elem_id="stage-progress"):
-                progress = gr.HTML(elem_id="progress", visible=False)
-                cancel = _button(text("stage.cancel"), "stage-cancel", scale=0)
+            progress = gr.HTML(elem_id="progress", visible=False)
             timeline = gr.HTML(elem_id="timeline", visible=False, js_on_load=SCRIPT.read_text(encoding="utf-8"))
         with gr.Row(elem_id="stage-actions"):
             again = _button(text("again.go_on"), "again", variant="primary")
@@ -103,7 +97,6 @@ def build_stage(text: Catalogue) -> StagePanel:
         progress,
         timeline,
         again,
-        cancel,
         download,
         continue_button,
         reuse_button,
@@ -111,7 +104,7 @@ def build_stage(text: Catalogue) -> StagePanel:
         recipe_section,
         recipe,
         recipe_json,
-        *(gr.State(None) for _ in range(4)),
+        *(gr.State(None) for _ in range(3)),
     )
 
 
@@ -135,13 +128,11 @@ def stage_updates(service: Service, panel: StagePanel, job: Job) -> Updates:
         panel.sound: gr.update(value=sound, visible=bool(sound)),
         panel.progress: gr.update(value=progress, visible=bool(progress)),
         panel.again: _again_button(text, job, paused),
-        panel.cancel: _cancel_button(text, job),
         panel.continue_button: gr.update(visible=bool(film)),
         panel.reuse_button: gr.update(visible=path is not None),
         panel.recipe_section: gr.update(visible=path is not None),
         panel.recipe: views.recipe(text, job.recipe) if job.recipe else "",
         panel.recipe_json: job.recipe,
-        panel.job: job.id,
         panel.made: _made(job, path) if path is not None else None,
     }
 
@@ -158,11 +149,6 @@ def _again_button(text: Catalogue, job: Job, paused: bool) -> Any:
         return gr.update(value=text("again.go_on"), visible=True)
     worth_it = job.state == "failed" and job.error is not None and job.error.kind in WORTH_ANOTHER_TRY
     return gr.update(value=text("again.try"), visible=worth_it)
-
-
-def _cancel_button(text: Catalogue, job: Job) -> Any:
-    words = text("cancel.asked" if job.cancelling else "stage.cancel")
-    return gr.update(visible=not job.finished, value=words, interactive=not job.cancelling)
 
 
 def connect_stage(
@@ -184,7 +170,6 @@ def connect_stage(
     offer = partial(offer_download, service, panel, without_recipe)
     changes = [made.change] if isinstance(wish, gr.State) and leave_out_recipe is None else [made.change, wish.change]
     gr.on(changes, offer, [made, wish], [panel.download, panel.notice], trigger_mode="always_last", **QUIET)
-    panel.cancel.click(partial(cancel, service, panel), panel.job, panel.cancel, **QUIET)
     panel.reuse_button.click(reuse, made, panel.reuse, **QUIET)
     panel.continue_button.click(continue_from, made, panel.continue_from, **QUIET)
 
@@ -236,18 +221,6 @@ def offer_download(
         panel.download: nothing if problem else gr.update(value=str(path), visible=True),
         panel.notice: gr.update(value=note, visible=bool(note)),
     }
-
-
-def cancel(service: Service, panel: StagePanel, job_id: str | None) -> Any:
-    """Ask the job on the stage to end; whoever watches it shows what becomes of it."""
-    if job_id is None:
-        return gr.skip()
-    try:
-        service.engine.cancel(job_id)
-        return _cancel_button(service.text, service.engine.job(job_id))
-    except (EngineError, UnknownJob) as error:
-        logger.info("job %s could not be cancelled: %s", job_id, error)
-        return gr.update(visible=False)
 
 
 def reuse(made: dict[str, Any] | None) -> Any:

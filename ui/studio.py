@@ -80,7 +80,7 @@ def create_ui(
 
 
 def _add_page(demo: gr.Blocks, service: Service, links: dict[str, str]) -> None:
-    page = build_page(service.text, EngineStatus("loading"), links)
+    page = build_page(service.text, EngineStatus("loading"), links, service.gallery)
     _connect_form(service, page)
     _connect_writing(service, page)
     _connect_rewriting(service, page)
@@ -119,7 +119,9 @@ def launch_options(output_dir: Path, accounts: Accounts | None = None, owns: Seq
     }
 
 
-def build_page(text: Catalogue, status: EngineStatus, links: dict[str, str] | None = None) -> Page:
+def build_page(
+    text: Catalogue, status: EngineStatus, links: dict[str, str] | None = None, kept_clips: Gallery | None = None
+) -> Page:
     links = links or {}
     header = gr.HTML(views.header(text, status, links=links), elem_id="header")
     with gr.Row(elem_id="studio"):
@@ -140,7 +142,7 @@ def build_page(text: Catalogue, status: EngineStatus, links: dict[str, str] | No
             )
     with gr.Row(elem_id="library"):
         queue = build_queue(text)
-        gallery = build_gallery(text)
+        gallery = build_gallery(text, kept_clips)
     bar = build_footer(text)
     kept = (
         gr.BrowserState(None, storage_key=f"nava-studio-{name}", secret=BROWSER_SECRET)

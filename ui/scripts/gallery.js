@@ -5,6 +5,9 @@ const hovering = window.matchMedia("(hover: hover)");
 let playing = null;
 let opened = null;
 let focused = null;
+let drawn = null;
+let timer = null;
+const LOOK_INTERVAL = 1500;
 
 const cardOf = (node) => node?.closest?.(".nava-clip");
 const cardWith = (id) => [...element.querySelectorAll(".nava-clip")].find((card) => card.dataset.id === id);
@@ -122,3 +125,20 @@ watch("value", () => {
     card?.querySelector(action === "SUMMARY" ? "summary" : `[data-action="${action}"]`)?.focus({ preventScroll: true });
   }
 });
+
+// The cards are drawn anew when the gallery has changed.
+async function look() {
+  clearTimeout(timer);
+  if (!element.isConnected || document.hidden) return;
+  try {
+    const version = await server.gallery_version();
+    if (version !== drawn) {
+      drawn = version;
+      trigger("stale");
+    }
+  } catch {}  // the server is away: the page says so elsewhere
+  clearTimeout(timer);
+  timer = setTimeout(look, LOOK_INTERVAL);
+}
+document.addEventListener("visibilitychange", look);
+look();
