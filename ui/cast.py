@@ -116,7 +116,7 @@ def show_voices(service: Service, panel: CastPanel, owner: str, undo: Voice | No
     try:
         voices = voices_of(service, owner)
     except EngineError as error:
-        return {panel.message: note(str(error)), panel.cards: ""}
+        return {panel.message: note(service.text.said(error)), panel.cards: ""}
     spec = service.spec
     html = cast_views.cards(
         service.text, voices, spec.name if spec else "", spec is None or spec.accepts_speakers, undo
@@ -148,7 +148,7 @@ def change(service: Service, panel: CastPanel, owner: str, asked: dict[str, Any]
         elif action in actions:
             actions[action](library, owner, voice_id, asked)
     except (RequestError, EngineError) as error:
-        return show_voices(service, panel, owner) | {panel.message: note(str(error))}
+        return show_voices(service, panel, owner) | {panel.message: note(service.text.said(error))}
     return show_voices(service, panel, owner, undo)
 
 
@@ -170,7 +170,7 @@ def add(service: Service, panel: CastPanel, owner: str, recording: Any, name: st
         assert path is not None
         voice = library.add(owner, path, name, consent=consent is True)
     except (RequestError, EngineError) as error:
-        return {panel.new_message: note(str(error))}
+        return {panel.new_message: note(service.text.said(error))}
     words = service.text("cast.added", name=voice.name)
     return show_voices(service, panel, owner) | {
         panel.recording: None,

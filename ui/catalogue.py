@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from functools import lru_cache
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import yaml
 
 TEXTS = Path(__file__).with_name("texts")
 LANGUAGES = {"en": "English", "zh": "中文"}
+_NAME = re.compile(r"\{(\w+)\}")
 
 
 class Catalogue:
@@ -23,6 +25,14 @@ class Catalogue:
     def __call__(self, key: str, **values: object) -> str:
         return self._entries[key].format(**values)
 
+    def said(self, message: object) -> str:
+        """A message of the parts below the page, which speak English; one that nobody has translated stays as it is."""
+        words = str(message)
+        for pattern, translation in _translations(self.language):
+            if found := pattern.fullmatch(words):
+                return "".join(found[part] if at % 2 else part for at, part in enumerate(_NAME.split(translation)))
+        return words
+
 
 @lru_cache
 def entries() -> dict[str, dict[str, str]]:
@@ -34,3 +44,19 @@ def entries() -> dict[str, dict[str, str]]:
             raise ValueError(f"{path.name} repeats {', '.join(sorted(twice))}; a key stands in one file")
         merged |= texts
     return merged
+
+
+@lru_cache
+def _translations(language: str) -> list[tuple[re.Pattern[str], str]]:
+    """Whole messages, with what is filled in for each {name}, and the same in `language`."""
+    path = TEXTS / "messages" / f"{language}.yaml"
+    if not path.is_file():
+        return []
+    pairs = yaml.safe_load(path.read_text(encoding="utf-8")).items()
+    return [(_pattern(english), translation) for english, translation in pairs]
+
+
+def _pattern(template: str) -> re.Pattern[str]:
+    parts = _NAME.split(template)  # words and names in turn
+    found = "".join(f"(?P<{part}>.*?)" if at % 2 else re.escape(part) for at, part in enumerate(parts))
+    return re.compile(found, re.DOTALL)

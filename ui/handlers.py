@@ -72,7 +72,7 @@ def _tokens(service: Service, prompt: str) -> str:
     try:
         return views.tokens(service.text, service.engine.count_tokens(prompt))
     except RequestError as error:
-        return views.message(str(error), "error")
+        return views.message(service.text.said(error), "error")
 
 
 def follow_suggestion(service: Service, prompt: str, owner: str = "") -> str:
@@ -259,7 +259,7 @@ def cancel(service: Service, page: Page, stored: dict[str, Any] | None, owner: s
         for one in reversed(group):  # those that wait first: none of them should begin meanwhile
             service.engine.cancel(one.id)
     except (EngineError, UnknownJob) as error:
-        return {page.bar.notice: note(str(error), "error")}
+        return {page.bar.notice: note(service.text.said(error), "error")}
     shown = group[0] if group else job
     return {page.bar.cancel: cancel_button(service.text, service.engine.job(shown.id))}
 
@@ -277,7 +277,7 @@ def go_on(service: Service, page: Page, stored: dict[str, Any] | None, owner: st
         service.engine.retry(job.id)
         job = service.engine.job(job.id)
     except (EngineError, UnknownJob) as error:
-        return updates | {page.bar.notice: note(str(error), "error")}
+        return updates | {page.bar.notice: note(service.text.said(error), "error")}
     return updates | stage_updates(service, page, job) | {page.watched: job.id}
 
 

@@ -59,7 +59,7 @@ def show_clip(service: Service, page: Page, asked: Any, owner: str) -> Updates:
         service.gallery.file_of(owner, clip_id)
         job = job_of(service.gallery.clip(owner, clip_id))
     except _EXPECTED as error:
-        return {page.watched: None, page.bar.notice: note(str(error))}
+        return {page.watched: None, page.bar.notice: note(service.text.said(error))}
     shown = stage_updates(service, page, job) | {page.stage.progress: gr.update(value="", visible=False)}
     return shown | {page.watched: None, page.examples: gr.update(visible=False)}
 
@@ -130,7 +130,7 @@ def continue_from(service: Service, page: Page, asked: Any, owner: str) -> Updat
         try:
             frame = service.gallery.last_frame(owner, asked["job"])
         except _EXPECTED as error:
-            return {page.bar.notice: note(str(error))}
+            return {page.bar.notice: note(service.text.said(error))}
     if frame is None:
         return {page.bar.notice: gr.skip()}
     return {page.scene.image: str(frame), page.bar.notice: note(service.text("reuse.continued"), "hint")}

@@ -147,7 +147,7 @@ def _acted(panel: QueuePanel, desk: QueueDesk, owner: str, data: Any) -> Updates
     try:
         desk.do(owner, str(asked.get("act")), str(asked.get("job") or ""), str(asked.get("before") or ""))
     except (EngineError, UnknownJob, ValueError) as error:
-        return {panel.notice: note(queue_view.clean(str(error)), "error")}
+        return {panel.notice: note(queue_view.clean(desk.text.said(error)), "error")}
     return {panel.notice: note("")}
 
 
@@ -160,7 +160,7 @@ def _chosen(panel: QueuePanel, desk: QueueDesk, owner: str, data: Any) -> Update
             return {panel.notice: note(""), panel.edited: desk.edited(owner, job_id)}
         return {panel.notice: note(""), panel.watched_job: {"job": desk.own(owner, job_id).id, "at": time.time()}}
     except UnknownJob as error:
-        return {panel.notice: note(queue_view.clean(str(error)), "error")}
+        return {panel.notice: note(queue_view.clean(desk.text.said(error)), "error")}
 
 
 class QueueDesk:
@@ -175,6 +175,10 @@ class QueueDesk:
             "retry": lambda job: self._engine.retry(job.id),
             "dismiss": self._dismiss,
         }
+
+    @property
+    def text(self) -> Catalogue:
+        return self._service.text
 
     @property
     def _engine(self) -> Engine:
@@ -205,7 +209,7 @@ class QueueDesk:
         elif act in self._acts:
             self._acts[act](self.own(owner, job_id))
         else:
-            raise ValueError(self._service.text("queue.unknown_action", action=act[:40]))
+            raise ValueError(self.text("queue.unknown_action", action=act[:40]))
 
     def edited(self, owner: str, job_id: str) -> dict[str, Any]:
         job = self.own(owner, job_id)
@@ -215,7 +219,7 @@ class QueueDesk:
     def _pause(self, owner: str) -> None:
         """For everybody: so only while nobody else waits. To resume is anybody's."""
         if any(job.state == "queued" and job.owner != owner for job in self._engine.jobs()):
-            raise ValueError(self._service.text("queue.pause_refused"))
+            raise ValueError(self.text("queue.pause_refused"))
         self._engine.pause()
 
     def _dismiss(self, job: Job) -> None:
@@ -266,7 +270,7 @@ def _connect_import(service: Service, panel: QueuePanel) -> None:
         try:
             plan = queue_file.read_uploads(service, payload, keep)
         except ValueError as error:
-            return closed(str(error))
+            return closed(service.text.said(error))
         count = len(plan.clips)
         label = text("queue_file.queue_one") if count == 1 else text("queue_file.queue", count=count)
         return {

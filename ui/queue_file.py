@@ -133,7 +133,7 @@ def _unpacked(service: Service, name: str, archive: Path, keep: Callable[[bytes,
                 files.append((own_name, keep(data, _NOT_SAFE.sub("_", own_name)[-60:].lstrip(".") or "file")))
             return files
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
-        raise ValueError(service.text("queue_file.bad_zip", name=name, message=str(error))) from error
+        raise ValueError(service.text("queue_file.bad_zip", name=name, message=service.text.said(error))) from error
 
 
 def _too_large(service: Service, name: str, size: int, limit: int) -> ValueError:
@@ -211,7 +211,7 @@ def _read_line(service: Service, index: int, data: bytes, find: Callable[[str, s
     except UnicodeDecodeError as error:
         return Problem(index, f"is not UTF-8 text ({error.reason}); save the file as UTF-8")
     except ValueError as error:  # RequestError is one
-        return Problem(index, str(error))
+        return Problem(index, service.text.said(error))
 
 
 def _parse(index: int, data: bytes, find: Callable[[str, str], Path]) -> tuple[BatchLine, dict[str, Any]]:
@@ -332,7 +332,7 @@ def queue_plan(service: Service, plan: ImportPlan, owner: str) -> tuple[str, str
         try:
             service.engine.submit(clip.request, owner)
         except (RequestError, EngineError, OSError) as error:
-            words = service.text("queue_file.stopped", line=clip.index + 1, message=str(error))
+            words = service.text("queue_file.stopped", line=clip.index + 1, message=service.text.said(error))
             return f"{_counted(service, 'queued', queued)} {words}", "error"
         queued += 1
     return _counted(service, "queued", queued), "hint"

@@ -81,7 +81,7 @@ def read_dropped(service: Service, drop: RecipeDrop, owner: str, payload: Any) -
         name = _name(payload, path)
         recipe = dropped_recipe(service.text, path, name)
     except RequestError as error:
-        return updates | {drop.notice: note(str(error), "error")}
+        return updates | {drop.notice: note(service.text.said(error), "error")}
     if service.gallery is not None:
         recipe = service.gallery.own_recipe(owner, recipe)
     found = gallery_views.found_recipe(service.text, recipe)

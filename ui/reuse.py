@@ -144,7 +144,7 @@ class _Reading:
                     raise RequestError("guidance", self.text("gallery.reuse_unreadable", value=_shown(value)))
                 self.found[axis] = getattr(replace(Guidance(), **{axis: value}), axis)
             except RequestError as error:
-                self._say("guidance", str(error))
+                self._say("guidance", self.text.said(error))
         if unknown := sorted(_shown(axis) for axis in guidance.keys() - asdict(Guidance()).keys()):
             self._say("guidance", self.text("gallery.reuse_unknown", names=", ".join(unknown)))
 
@@ -158,7 +158,7 @@ class _Reading:
         try:
             return GenerationRequest(prompt="…", **fields(value)).resolve(self.spec)
         except (RequestError, TypeError, OverflowError) as error:
-            words = str(error) if isinstance(error, RequestError) else ""
+            words = self.text.said(error) if isinstance(error, RequestError) else ""
             self._say(field, words or self.text("gallery.reuse_unreadable", value=_shown(value)))
             return None
 

@@ -52,7 +52,8 @@ class Service:
 
 
 def error_words(text: Catalogue, error: JobError) -> str:
-    return error.message if error.kind == "request" else text(f"error.{error.kind}", message=error.message)
+    said = text.said(error.message)
+    return said if error.kind == "request" else text(f"error.{error.kind}", message=said)
 
 
 def note(words: str, kind: str = "error") -> Any:

@@ -87,7 +87,7 @@ def failure(service: Service, page: Page, error: JobError) -> Updates:
     if place is None:
         return {page.bar.notice: note(error_words(text, error), "error")}
     where = text("stage.check_field", field=text(FIELD_LABELS[error.field or ""]))
-    updates: Updates = {place: note(error.message, "error"), page.bar.notice: note(where, "error")}
+    updates: Updates = {place: note(service.text.said(error.message), "error"), page.bar.notice: note(where, "error")}
     if error.field == "guidance":
         updates[page.mixer.section] = gr.update(open=True)
     if error.field in ("negative_prompt", "modality", "num_inference_steps"):

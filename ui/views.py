@@ -125,8 +125,8 @@ def rewriting(text: Catalogue, now: Rewriting) -> str:
             + (quiet(text("caption.counts", **asdict(counts), total=counts.total)) if counts is not None else "")
         )
     if now.error is not None:
-        words = now.error.message if now.error.kind != "internal" else text("error.internal", message=now.error.message)
-        return message(words, "error")
+        said = text.said(now.error.message)
+        return message(said if now.error.kind != "internal" else text("error.internal", message=said), "error")
     words = text(f"rewriting.{now.state}")
     if now.asked and not now.finished:
         words += f" · {text('rewriting.again', number=now.asked + 1)}"

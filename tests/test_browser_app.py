@@ -1,0 +1,188 @@
+"""The app as people start it, with its worker, in a real browser: what is left of a queue after anything was killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from chromium import PATIENCE, needs_chromium, without_errors
+from soak_checks import LAUNCHER, WORKER, read_store
+from studio_server import tiny_pipeline
+
+from nava_core.media import read_recipe
+
+pytestmark = [needs_chromium, pytest.mark.slow]
+ROOT = Path(__file__).parents[1]
+MANY = 100
+STAGED = "() => document.querySelector('#clip video')?.getAttribute('src')"
+ENDED = "document.querySelectorAll('#gallery .nava-clip').length"
+
+
+class App:
+    """`python app.py` on a port and a folder of its own; may be killed and started again."""
+
+    def __init__(self, model: Path, folder: Path):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        self.output = folder / "outputs"
+        self.url = f"http://127.0.0.1:{port}"
+        self._log = folder / "app.log"
+        self._command = [sys.executable, "app.py", "--model", str(model), "--port", str(port), "--rewriter", "offline"]
+        self._command += ["--output-dir", str(self.output), "--dtype", "float32"]
+        self.start()
+
+    def start(self) -> None:
+        with self._log.open("ab") as log:
+            self.process = subprocess.Popen(self._command, cwd=ROOT, stdout=log, stderr=log)
+        until(self._answers, lambda: self._log.read_text(errors="replace")[-2000:])
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+    def close(self) -> None:
+        self.process.send_signal(signal.SIGTERM)
+        try:
+            self.process.wait(60)
+        finally:
+            self.process.kill()
+
+    def workers(self) -> list[psutil.Process]:
+        return [each for each in psutil.Process(self.process.pid).children(recursive=True) if _is_worker(each)]
+
+    def jobs(self) -> list[dict[str, Any]]:
+        return read_store(self.output, app_lives=True)
+
+    def states(self) -> list[str]:
+        return [job["state"] for job in self.jobs()]
+
+    def _answers(self) -> bool:
+        try:
+            return bool(urllib.request.urlopen(f"{self.url}/config", timeout=30).read())
+        except OSError:
+            return False
+
+
+def _is_worker(process: psutil.Process) -> bool:
+    try:
+        words = process.cmdline()
+        return WORKER in words and LAUNCHER not in words  # the launcher names what it starts
+    except psutil.Error:  # it ends while one looks
+        return False
+
+
+def until(true: Callable[[], Any], words: Callable[[], Any] = str) -> None:
+    ends = time.monotonic() + PATIENCE / 1000
+    while not true():
+        assert time.monotonic() < ends, words()
+        time.sleep(0.05)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("model")
+    tiny_pipeline().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def app(model: Path, tmp_path: Path) -> Iterator[App]:
+    app = App(model, tmp_path)
+    yield app
+    app.close()
+
+
+@contextmanager
+def opened(context: Any, app: App) -> Iterator[Any]:
+    with without_errors(context) as page:
+        page.goto(app.url)
+        page.wait_for_selector("#generate:not([disabled])")
+        yield page
+
+
+def submit(page: Any, prompt: str, steps: int) -> None:
+    page.fill("#prompt textarea", prompt)
+    if not page.is_visible("#steps input[type=number]"):
+        page.click("#advanced > button")
+    page.fill("#steps input[type=number]", str(steps))
+    page.keyboard.press("Tab")
+    page.click("#generate")
+
+
+def runs(app: App) -> Callable[[], bool]:
+    return lambda: "running" in app.states() and bool(app.workers())
+
+
+def test_a_killed_worker_costs_a_start_and_no_clip(context: Any, app: App) -> None:
+    with opened(context, app) as page:
+        submit(page, "one", steps=100)
+        page.wait_for_selector("#stage [role=progressbar]")
+        submit(page, "two", steps=4)
+        until(runs(app))
+        (worker,) = app.workers()
+        os.kill(worker.pid, signal.SIGKILL)
+        until(lambda: app.states() == ["done", "done"], app.jobs)
+        page.wait_for_function(STAGED)
+        page.wait_for_function(f"{ENDED} === 2")
+    first, second = app.jobs()
+    assert (first["attempts"], second["attempts"]) == (2, 1)
+    assert [read_recipe(app.output / job["result"])["prompt"] for job in (first, second)] == ["one", "two"]
+
+
+def test_a_killed_app_is_taken_up_again_by_the_tab_that_was_open(context: Any, app: App) -> None:
+    with opened(context, app) as page:
+        submit(page, "one", steps=100)
+        page.wait_for_selector("#stage [role=progressbar]")
+        submit(page, "two", steps=4)
+        until(runs(app))
+        workers = app.workers()
+        app.kill()
+        until(lambda: not any(worker.is_running() and _is_worker(worker) for worker in workers))
+        page.wait_for_selector("#queue >> text=/answer|away|reach/i")
+        app.start()
+        # Gradio's page comes back by itself, and with it the words, the job and the queue.
+        page.wait_for_selector("#generate:not([disabled])")
+        page.wait_for_function("document.querySelector('#prompt textarea').value === 'two'")
+        until(lambda: all(state in ("done", "interrupted") for state in app.states()), app.jobs)
+        page.wait_for_function(f"{ENDED} >= 1")
+    assert [job["request"]["prompt"] for job in app.jobs()] == ["one", "two"]
+    assert app.jobs()[1]["state"] == "done"
+
+
+def test_a_hundred_jobs_from_a_file_on_the_page(context: Any, app: App, tmp_path: Path) -> None:
+    lines = [{"prompt": f"job {number}", "num_inference_steps": 2, "seed": number} for number in range(MANY)]
+    file = tmp_path / "hundred.jsonl"
+    file.write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
+    with opened(context, app) as page:
+        page.set_input_files("#queue-import input[type=file]", file)
+        page.wait_for_selector("#queue-plan >> text=100")
+        page.click("#queue-accept")
+        until(lambda: len(app.jobs()) == MANY)
+        began = time.monotonic()
+        page.fill("#prompt textarea", "still written while a hundred wait")
+        seconds = time.monotonic() - began
+        print(f"a sentence takes {seconds:.2f} s while a hundred jobs are listed")
+        page.locator(".nava-queue-row[data-state=queued] [data-act=cancel]").last.click()
+        until(lambda: "cancelled" in app.states())
+        page.reload()
+        page.wait_for_selector(".nava-queue-row")
+        os.kill(app.workers()[0].pid, signal.SIGKILL)
+        until(lambda: not {"queued", "running"} & {*app.states()}, app.states)
+        page.wait_for_function("!document.querySelector('.nava-queue-row[data-state=queued]')")
+    jobs = app.jobs()
+    assert sorted(job["state"] for job in jobs) == ["cancelled"] + ["done"] * (MANY - 1)
+    assert all((app.output / job["result"]).is_file() for job in jobs if job["state"] == "done")
+    assert [job["request"]["seed"] for job in jobs] == [*range(MANY)]
