@@ -392,6 +392,11 @@ def test_the_named_endpoints_are_these_with_the_pipelines_arguments(client: Clie
     assert required == ["prompt"]
 
 
+def test_no_event_tells_components_how_far_it_is(url: str) -> None:
+    events = [event for event in httpx.get(f"{url}config").json()["dependencies"] if event["backend_fn"]]
+    assert len(events) > 50 and all(event["show_progress_on"] == [] for event in events)
+
+
 def test_the_same_endpoints_are_mcp_tools(url: str) -> None:
     tools = httpx.get(f"{url}gradio_api/mcp/schema").json()
     names = {tool["name"] for tool in tools}

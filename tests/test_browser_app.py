@@ -11,13 +11,14 @@ import sys
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import urljoin
 
 import psutil
 import pytest
-from chromium import PATIENCE, needs_chromium, without_errors
+from chromium import PATIENCE, needs_chromium, one_person, without_errors
 from soak_checks import LAUNCHER, WORKER, read_store
 from studio_server import tiny_pipeline
 
@@ -33,7 +34,7 @@ ENDED = "document.querySelectorAll('#gallery .nava-clip').length"
 class App:
     """`python app.py` on a port and a folder of its own; may be killed and started again."""
 
-    def __init__(self, model: Path, folder: Path):
+    def __init__(self, model: Path, folder: Path, *options: str):
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
@@ -41,7 +42,7 @@ class App:
         self.url = f"http://127.0.0.1:{port}"
         self._log = folder / "app.log"
         self._command = [sys.executable, "app.py", "--model", str(model), "--port", str(port), "--rewriter", "offline"]
-        self._command += ["--output-dir", str(self.output), "--dtype", "float32"]
+        self._command += ["--output-dir", str(self.output), "--dtype", "float32", *options]
         self.start()
 
     def start(self) -> None:
@@ -71,7 +72,7 @@ class App:
 
     def _answers(self) -> bool:
         try:
-            return bool(urllib.request.urlopen(f"{self.url}/config", timeout=30).read())
+            return bool(urllib.request.urlopen(self.url, timeout=30).read())
         except OSError:
             return False
 
@@ -167,7 +168,7 @@ def test_a_hundred_jobs_from_a_file_on_the_page(context: Any, app: App, tmp_path
     file = tmp_path / "hundred.jsonl"
     file.write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
     with opened(context, app) as page:
-        page.set_input_files("#queue-import input[type=file]", file)
+        page.set_input_files("#queue input[type=file]", file)
         page.wait_for_selector("#queue-plan >> text=100")
         page.click("#queue-accept")
         until(lambda: len(app.jobs()) == MANY)
@@ -186,3 +187,24 @@ def test_a_hundred_jobs_from_a_file_on_the_page(context: Any, app: App, tmp_path
     assert sorted(job["state"] for job in jobs) == ["cancelled"] + ["done"] * (MANY - 1)
     assert all((app.output / job["result"]).is_file() for job in jobs if job["state"] == "done")
     assert [job["request"]["seed"] for job in jobs] == [*range(MANY)]
+
+
+def test_two_people_who_log_in_see_nothing_of_each_other(browser: Any, model: Path, tmp_path: Path) -> None:
+    passwords = {"anna": "sunflower", "ben": "ocean"}
+    with closing(App(model, tmp_path, *(f"--auth={name}:{word}" for name, word in passwords.items()))) as app:
+        for name, word in passwords.items():
+            with one_person(browser) as context, without_errors(context) as page:
+                page.goto(app.url)
+                page.get_by_label("username").fill(name)
+                page.get_by_label("password").fill(word)
+                page.get_by_role("button", name="login").click()
+                page.wait_for_selector("#generate:not([disabled])")
+                if name == "anna":
+                    submit(page, "hers alone", steps=2)
+                    address = page.wait_for_function(STAGED).json_value()
+                    page.wait_for_function(f"{ENDED} === 1")
+                    assert context.request.get(urljoin(app.url, address)).ok
+                else:
+                    page.wait_for_selector(".nava-clips-empty")
+                    assert "hers alone" not in page.content()
+                    assert context.request.get(urljoin(app.url, address)).status in (403, 404)

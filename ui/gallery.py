@@ -54,7 +54,7 @@ class GalleryPanel:
 def build_gallery(text: Catalogue, gallery: Gallery | None) -> GalleryPanel:
     """Build the panel, elem_id "gallery", in the Blocks at hand. gallery: what its cards are drawn of."""
 
-    def gallery_version() -> int:
+    def gallery_version(_asked: Any) -> int:
         return 0 if gallery is None else gallery.version
 
     with gr.Column(elem_id="gallery", elem_classes="nava-card"):
