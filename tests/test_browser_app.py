@@ -85,8 +85,8 @@ def _is_worker(process: psutil.Process) -> bool:
         return False
 
 
-def until(true: Callable[[], Any], words: Callable[[], Any] = str) -> None:
-    ends = time.monotonic() + PATIENCE / 1000
+def until(true: Callable[[], Any], words: Callable[[], Any] = str, patience: float = PATIENCE / 1000) -> None:
+    ends = time.monotonic() + patience
     while not true():
         assert time.monotonic() < ends, words()
         time.sleep(0.05)
@@ -181,7 +181,7 @@ def test_a_hundred_jobs_from_a_file_on_the_page(context: Any, app: App, tmp_path
         page.reload()
         page.wait_for_selector(".nava-queue-row")
         os.kill(app.workers()[0].pid, signal.SIGKILL)
-        until(lambda: not {"queued", "running"} & {*app.states()}, app.states)
+        until(lambda: not {"queued", "running"} & {*app.states()}, app.states, patience=MANY * 20.0)
         page.wait_for_function("!document.querySelector('.nava-queue-row[data-state=queued]')")
     jobs = app.jobs()
     assert sorted(job["state"] for job in jobs) == ["cancelled"] + ["done"] * (MANY - 1)
