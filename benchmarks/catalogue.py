@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
+from typing import Any
 
-from benchmarks.harness import Row
+from benchmarks.harness import Row, Sense
 
 
 @dataclass(frozen=True)
@@ -35,3 +36,36 @@ PARTS = {
     "engine": Part("a job over the bare call", "jobs:engine_part"),
     "rewriter": Part("rewriter, 32 prompts one by one / at once", "rewriting:rewriter_part"),
 }
+
+TARGETS: dict[str, tuple[Sense, float]] = {
+    "pass": ("at_least", 1.5),
+    "bare": ("at_most", 1.08),
+    "fixed": ("at_least", 10.0),
+    "memory": ("at_least", 3.0),
+    "batching": ("at_least", 1.2),
+    "batching.choice": ("at_least", 0.97),
+    "audio": ("at_least", 1.6),
+    "ulysses": ("at_most", 0.56),
+    "ulysses.exchanges": ("at_most", 2.0),
+    "vae": ("at_most", 1.1),
+    "load": ("at_most", 1.1),
+    "offload": ("at_most", 1.0),
+    "engine": ("at_most", 0.02),
+    "engine.cancel": ("at_most", 1.0),
+    "rewriter": ("at_least", 3.0),
+}
+"""Of each row, `part` or `part.more`."""
+
+
+def row(
+    name: str,
+    value: float | None,
+    detail: dict[str, Any],
+    spread: tuple[float, float] | None = None,
+    holds: bool = True,
+) -> Row:
+    """A row with its target. spread: quartiles; None where the value was counted and has no noise."""
+    sense, limit = TARGETS[name]
+    if spread is None and value is not None:
+        spread = value, value
+    return Row(name, value, limit, sense, spread, detail, holds)

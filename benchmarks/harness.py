@@ -41,7 +41,7 @@ class Row:
         return self.value >= self.limit if self.sense == "at_least" else self.value <= self.limit
 
     def as_json(self) -> dict[str, Any]:
-        """`{name, value, limit, at_most | at_least, ok, spread, detail}`; `at_most` or `at_least` is the limit again."""
+        """`{name, value, limit, at_most | at_least, ok, spread, detail}`; the fourth is the limit again."""
         return {
             "name": self.name,
             "value": self.value,
@@ -51,11 +51,6 @@ class Row:
             "spread": None if self.spread is None else list(self.spread),
             "detail": self.detail,
         }
-
-
-def counted(name: str, value: float, limit: float, sense: Sense, detail: dict[str, Any], holds: bool = True) -> Row:
-    """A row whose value has no noise."""
-    return Row(name, value, limit, sense, (value, value), detail, holds)
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -28,7 +29,7 @@ class Costs:
     """recast: weights are float32 and cast at every use (nothing to do where the computing is float32 itself).
     rotary: angles in complex128, in a loop over samples, built again in every layer.
     modulation: one set of vectors for every token, [batch, tokens, 6, dim]; the time MLP runs on every token.
-    varlen: argsort, gather and attention by lengths on sequences that have no padding, with a device sync in each layer.
+    varlen: argsort, gather and attention by lengths on sequences that have no padding; a device sync in each layer.
     text: text states and their keys and values are projected in every pass.
     """
 
@@ -88,7 +89,8 @@ class OfficialPass:
         self.dtype = model.dtype
         stored = torch.float32 if self.costs.recast else self.dtype
         self.weights = {name: tensor.detach().to(stored) for name, tensor in model.state_dict().items()}
-        self.layers = [(2, block.ffn_streams) if block.streams == 2 else (1, 1) for block in model.transformer_blocks]
+        blocks: Any = model.transformer_blocks
+        self.layers: list[tuple[int, int]] = [(block.streams, block.ffn_streams) for block in blocks]
         self.heads: int = self.config.num_attention_heads
         self.ledger = Ledger()
         self.block_seconds = [0.0] * len(self.layers)
@@ -104,7 +106,8 @@ class OfficialPass:
         speakers: tuple[Tensor, Sequence[int]] | None = None,
     ) -> Streams:
         """Velocities of a pass. speakers: embeddings (speakers, speaker_dim) and the text row of each."""
-        parts, grid = [], (0, 0, 0)
+        parts: list[Tensor] = []
+        grid: tuple[int, ...] = (0, 0, 0)
         if inputs.video is not None:
             patches = F.conv3d(
                 inputs.video.to(self.dtype),
@@ -144,7 +147,7 @@ class OfficialPass:
         return F.linear(x.to(self.dtype), self._cast(f"{name}.weight"), self._cast(f"{name}.bias"))
 
     def embed_time(self, timestep: Tensor, shape: torch.Size, clean: int) -> tuple[Tensor, Tensor]:
-        """e (batch, rows, dim) and e0 (batch, rows, 6, dim), float32, rows = tokens, or 1 where nothing depends on it."""
+        """e (batch, rows, dim) and e0 (batch, rows, 6, dim), float32; rows: one for each token, or one for all."""
         with self.ledger.entry("modulation"):
             times = timestep.reshape(-1, 1).expand(shape).clone()
             times[:, :clean] = 0
@@ -176,12 +179,20 @@ class OfficialPass:
     def _speakers(self, embeds: Tensor) -> Tensor:
         name = "speaker_embedding"
         first = F.layer_norm(
-            embeds.to(self.dtype), embeds.shape[-1:], self._cast(f"{name}.net.0.weight"), self._cast(f"{name}.net.0.bias")
+            embeds.to(self.dtype),
+            embeds.shape[-1:],
+            self._cast(f"{name}.net.0.weight"),
+            self._cast(f"{name}.net.0.bias"),
         )
         rows = self.linear(f"{name}.net.3", F.silu(self.linear(f"{name}.net.1", first)))
-        rows = F.layer_norm(rows, rows.shape[-1:], self._cast(f"{name}.out_norm.weight"), self._cast(f"{name}.out_norm.bias"))
+        rows = F.layer_norm(
+            rows, rows.shape[-1:], self._cast(f"{name}.out_norm.weight"), self._cast(f"{name}.out_norm.bias")
+        )
         silent = embeds.float().square().sum(-1, keepdim=True) <= 1e-6
         return torch.where(silent, self._cast(f"{name}.null_token"), rows)
+
+    def _affine_norm(self, name: str, x: Tensor) -> Tensor:
+        return F.layer_norm(x, x.shape[-1:], self._cast(f"{name}.weight"), self._cast(f"{name}.bias"))
 
     def _head(self, name: str, x: Tensor, e: Tensor) -> Tensor:
         with self.ledger.entry("modulation"):
@@ -211,7 +222,9 @@ class OfficialBlock:
             e = [self._modulation(suffix, _of_tokens(e0, start, stop)) for suffix, start, stop in runs]
         y = self._self_attention(self._modulated(x, runs, e, 0), runs, grid)
         x = self._gated(x, y, runs, e, 2)
-        x = x + torch.cat([self._cross_attention(x[:, start:stop], suffix, text) for suffix, start, stop in runs], dim=1)
+        x = x + torch.cat(
+            [self._cross_attention(x[:, start:stop], suffix, text) for suffix, start, stop in runs], dim=1
+        )
         parts = self._modulated(x, runs, e, 3)
         y = torch.cat([self._ffn(part, suffix) for part, (suffix, _, _) in zip(parts, runs, strict=True)], dim=1)
         return self._gated(x, y, runs, e, 5)
@@ -319,7 +332,8 @@ class OfficialBlock:
 
 def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """(batch, tokens, heads, dim) of each -> the same."""
-    return F.scaled_dot_product_attention(*(rows.transpose(1, 2) for rows in (q, k, v))).transpose(1, 2)
+    q, k, v = (rows.transpose(1, 2) for rows in (q, k, v))
+    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
 
 
 def attention_by_lengths(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -341,23 +355,20 @@ def _packed(rows: Tensor) -> tuple[Tensor, Tensor, list[int]]:
     return rows.flatten(0, 1).index_select(0, places), places, is_real.sum(1).tolist()  # and again
 
 
-def rotary_angles(grid: Sequence[int], audio_tokens: int, config: object) -> Tensor:
+def rotary_angles(grid: Sequence[int], audio_tokens: int, config: Any) -> Tensor:
     """Unit complex numbers (tokens, 1, head_dim / 2) in complex128: video tokens in (f, h, w) order, then audio."""
-    settings: dict = dict(config)  # type: ignore[call-overload]
-    head_dim = settings["attention_head_dim"]
+    head_dim = config.attention_head_dim
     space = 2 * (head_dim // 6)
     axes = [head_dim - 2 * space, space, space]
-    tables = [_turns(torch.arange(n), channels) for n, channels in zip(grid, axes, strict=True)]
+    time, rows, columns = (_turns(torch.arange(n), channels) for n, channels in zip(grid, axes, strict=True))
     frames, height, width = grid
-    video = torch.cat(
-        [
-            tables[0].view(frames, 1, 1, -1).expand(frames, height, width, -1),
-            tables[1].view(1, height, 1, -1).expand(frames, height, width, -1),
-            tables[2].view(1, 1, width, -1).expand(frames, height, width, -1),
-        ],
-        dim=-1,
-    ).reshape(frames * height * width, -1)
-    audio = _turns(torch.arange(audio_tokens) * settings["audio_rope_scale"], axes[0])
+    parts = [
+        time[:, None, None].expand(frames, height, width, -1),
+        rows[None, :, None].expand(frames, height, width, -1),
+        columns[None, None, :].expand(frames, height, width, -1),
+    ]
+    video = torch.cat(parts, dim=-1).flatten(0, 2)
+    audio = _turns(torch.arange(audio_tokens) * config.audio_rope_scale, axes[0])
     still = torch.ones(audio_tokens, space, dtype=torch.complex128)
     return torch.cat([video, torch.cat([audio, still], dim=-1)])[:, None]
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+import time
 import traceback
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -15,9 +17,10 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from benchmarks.backbone import where
-from benchmarks.harness import Row, counted, paired, quartiles
+from benchmarks.catalogue import row
+from benchmarks.harness import Pairs, Row, paired, processor_seconds
 from benchmarks.machine import compute_dtype
-from benchmarks.subject import SMALL, largest_error, make_inputs, make_model
+from benchmarks.subject import SMALL, TOLERANCE, largest_error, make_inputs, make_model
 from nava_core.engine.parallel import parallelism, parallelize
 from nava_core.engine.rank_plan import RankPlan
 from nava_core.pipeline import NavaPipeline
@@ -36,26 +39,26 @@ def ulysses_part(budget: float) -> list[Row]:
             json.loads((Path(folder) / f"rank{rank}.json").read_text()) for rank in range(RANKS)
         ]
     together = [max(spent) for spent in zip(*(rank["together"] for rank in ranks), strict=True)]
-    ratios = [mine / alone for mine, alone in zip(together, ranks[0]["alone"], strict=True)]
-    value = sorted(ratios)[len(ratios) // 2] if len(ratios) % 2 else sum(sorted(ratios)[len(ratios) // 2 - 1 :][:2]) / 2
+    pairs = Pairs(together, ranks[0]["alone"])
+    busier, alone = pairs.medians
     error = max(rank["error"] for rank in ranks)
     detail = {
-        "summary": f"{ratios and together[0]:.2f} s of the busier rank against {ranks[0]['alone'][0]:.2f} s alone, a pass "
+        "summary": f"{busier:.2f} s of the busier rank against {alone:.2f} s alone, a pass "
         f"of {ranks[0]['tokens']} tokens ({where()}); largest difference of the outputs {error:.0e}",
         "rank_seconds": [rank["together"] for rank in ranks],
         "alone_seconds": ranks[0]["alone"],
-        "pairs": len(ratios),
+        "pairs": len(together),
         "largest_difference": error,
     }
     exchanges = ranks[0]["exchanges"]
     counts = {
-        "summary": f"{exchanges:g} all-to-alls in a layer (the library's way needs {LIBRARY_EXCHANGES}, the fewest is 2), "
-        f"{ranks[0]['bytes_sent'] / 2**20:.0f} MiB sent by a rank in a pass of two layers",
+        "summary": f"{exchanges:g} all-to-alls in a layer (the library's way needs {LIBRARY_EXCHANGES}, the fewest is "
+        f"2), {ranks[0]['bytes_sent'] / 2**20:.0f} MiB sent by a rank in a pass of two layers",
         "bytes_sent": ranks[0]["bytes_sent"],
     }
     return [
-        Row("ulysses", value, 0.56, "at_most", quartiles(ratios), detail, holds=error < 1e-2),
-        counted("ulysses.exchanges", exchanges, 2.0, "at_most", counts),
+        row("ulysses", pairs.ratio, detail, pairs.spread, holds=error < TOLERANCE[compute_dtype()]),
+        row("ulysses.exchanges", exchanges, counts),
     ]
 
 
@@ -93,9 +96,7 @@ def _measure(rank: int, budget: float) -> dict[str, Any]:
         with state.sharing(exchange):
             outputs["together"] = inputs.ours(model, context)
 
-    def cost(action: Any) -> float:
-        from benchmarks.harness import processor_seconds
-
+    def cost(action: Callable[[], Any]) -> float:
         dist.barrier()
         spent = processor_seconds(action)
         dist.barrier()
@@ -106,7 +107,7 @@ def _measure(rank: int, budget: float) -> dict[str, Any]:
         small.ours(model, context)
     before = vars(state.traffic).copy()
     # Both ranks must run equally many pairs: the first one's clock decides.
-    pairs = paired(alone, together, budget, at_least=3, cost=cost, clock=lambda: state.first_ranks(_now()))
+    pairs = paired(alone, together, budget, at_least=3, cost=cost, clock=lambda: state.first_ranks(time.monotonic()))
     count = len(pairs.second)
     done = {name: (value - before[name]) / count for name, value in vars(state.traffic).items()}
     error = largest_error(outputs["together"], outputs["alone"]) if rank == 0 else 0.0
@@ -118,9 +119,3 @@ def _measure(rank: int, budget: float) -> dict[str, Any]:
         "error": error,
         "tokens": model.token_count(inputs.video, inputs.audio),
     }
-
-
-def _now() -> float:
-    import time
-
-    return time.monotonic()

@@ -1,8 +1,8 @@
 """What is measured: a model of the true width with one block of each kind, and inputs for it.
 
 The patch embedding of audio is replaced by a plain projection on both sides of every comparison. The real one has 528
-million weights: about 9% of a pass of sound alone in the whole model, but more than half of one beside two blocks, where
-it would hide what the blocks cost.
+million weights: about 9% of a pass of sound alone in the whole model, but more than half of one beside two blocks,
+where it would hide what the blocks cost.
 """
 
 from __future__ import annotations
@@ -29,14 +29,17 @@ class AudioProjection(nn.Linear):
 def make_model(dtype: torch.dtype | None = None, device: str = "cpu", **config: Any) -> NavaTransformer3DModel:
     """One alignment and one fusion layer at the width of the 6.3B model; `config` changes that.
 
-    On the device "meta" it has shapes alone. The numbers repeat, which no kernel notices and which takes a second instead of half a minute.
+    On the device "meta" it has shapes alone. The numbers
+    repeat, which no kernel notices and which takes a second instead of half a minute.
     """
     settings = {"num_layers": 1, "num_single_layers": 1} | config
     with torch.device("meta"):
         model = NavaTransformer3DModel(**settings)
         dim = model.config.num_attention_heads * model.config.attention_head_dim
         model.patch_embedding_audio = AudioProjection(model.config.audio_in_channels, dim)
-    nn.Module.to(model, dtype or compute_dtype())  # the library's own warns of layers to be kept, of which there are none
+    nn.Module.to(
+        model, dtype or compute_dtype()
+    )  # the library's own warns of layers to be kept, of which there are none
     model.requires_grad_(False).eval()
     if device == "meta":
         return model
@@ -51,9 +54,8 @@ def make_model(dtype: torch.dtype | None = None, device: str = "cpu", **config: 
 def _fill(name: str, parameter: Tensor, pool: Tensor) -> None:
     flat = parameter.view(-1)
     scale = 1 / math.sqrt(parameter[0].numel()) if parameter.ndim > 1 else 0.1
-    scaled = (pool * scale).to(parameter.dtype)
     offset = sum(name.encode()) * 7919 % POOL
-    scaled = torch.cat([scaled[offset:], scaled[:offset]])
+    scaled = (torch.cat([pool[offset:], pool[:offset]])[: flat.numel()] * scale).to(parameter.dtype)
     for start in range(0, flat.numel(), POOL):
         flat[start : start + POOL] = scaled[: flat.numel() - start]
     if parameter.ndim == 1 and name.endswith("weight"):  # of a norm
