@@ -16,11 +16,13 @@ from nava_core.conditioning.image import load_first_frame
 from nava_core.conditioning.speaker import embed_speakers
 from nava_core.conditioning.text import TextConditioning, encode_prompt
 from nava_core.decode import decode_audio, decode_clip, encode_video, sampling_rate
-from nava_core.guidance import GuidancePlan, Pass, combine, plan_guidance
+from nava_core.execution import Execution
+from nava_core.guidance import GuidancePlan, Pass, combine, plan_guidance, step_plans
 from nava_core.latents import LatentGeometry, draw_noise, pixel_frames, pixel_size, token_seconds
 from nava_core.passes import PassRunner, PromptEncodings
 from nava_core.request import GenerationRequest, Guidance, Modality, ModelSpec, RequestError, ResolvedRequest
 from nava_core.sampling import DEFAULT_SHIFT, StreamSampler, flow_sigmas, make_scheduler
+from nava_core.step_cache import caching_steps
 
 StepCallback = Callable[["NavaPipeline", int, Tensor, dict[str, Any]], dict[str, Any] | None]
 OUTPUT_TYPES = ("pt", "np", "latent")
@@ -96,6 +98,8 @@ class NavaPipeline(DiffusionPipeline):
     ]
     pass_runner: Callable[..., Any] = PassRunner
     """What runs the passes of a step; made anew for each clip. Several ranks have another one."""
+    execution: Execution = Execution()
+    """How it runs them."""
 
     def __init__(
         self,
@@ -229,9 +233,10 @@ class NavaPipeline(DiffusionPipeline):
         encodings = self.encode_prompts(resolved, given, plan)
         first_frame = self.encode_first_frame(resolved, given)
         video_noise, audio_noise = self.draw_noise(resolved, given)
-        latents, audio_latents = self.denoise(
-            resolved, plan, encodings, first_frame, video_noise, audio_noise, callback_on_step_end
-        )
+        with caching_steps(self.transformer, resolved.shortcuts.step_cache):
+            latents, audio_latents = self.denoise(
+                resolved, plan, encodings, first_frame, video_noise, audio_noise, callback_on_step_end
+            )
         output = NavaPipelineOutput(latents=latents, audio_latents=audio_latents, seed=resolved.seed)
         return output if output_type == "latent" else self.decode(output, output_type)
 
@@ -324,18 +329,21 @@ class NavaPipeline(DiffusionPipeline):
         audio = None if audio_noise is None else StreamSampler(self.scheduler, audio_noise, sigmas)
         streams = [stream for stream in (video, audio) if stream is not None]
         tokens = self.transformer.token_count(video_noise, audio_noise)
-        predict = self.pass_runner(self.transformer, plan, encodings, tokens, first_frame is not None)
+        predict = self.pass_runner(
+            self.transformer, plan, encodings, tokens, first_frame is not None, execution=self.execution
+        )
 
         timesteps = streams[0].timesteps
+        plans = step_plans(request)
         with self.progress_bar(total=len(timesteps)) as progress:
-            for index, timestep in enumerate(timesteps):
+            for index, (timestep, step_plan) in enumerate(zip(timesteps, plans, strict=True)):
                 if video is not None:
                     video.place_first_frame(first_frame)
-                video_velocities, audio_velocities = predict(_latents(video), _latents(audio), timestep)
+                video_velocities, audio_velocities = predict(_latents(video), _latents(audio), timestep, step_plan)
                 if video is not None:
-                    video.step(index, combine(plan.video, video_velocities))
+                    video.step(index, combine(step_plan.video, video_velocities))
                 if audio is not None:
-                    audio.step(index, combine(plan.audio, audio_velocities))
+                    audio.step(index, combine(step_plan.audio, audio_velocities))
                 progress.update()
                 if callback_on_step_end is not None:
                     callback_on_step_end(self, index, timestep, _callback_tensors(video, audio))
