@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from nava_core.execution import Execution
 from torch import Tensor
 
 from benchmarks.backbone import where
@@ -14,6 +13,7 @@ from benchmarks.catalogue import row
 from benchmarks.harness import Pairs, Row, paired
 from benchmarks.official import OfficialPass
 from benchmarks.subject import TOLERANCE, Inputs, largest_error, make_inputs, make_model
+from nava_core.execution import Execution
 from nava_core.guidance import GuidancePlan, Pass, plan_guidance
 from nava_core.models.transformer_nava import NavaTransformer3DModel
 from nava_core.passes import PassRunner, PromptEncodings, should_batch
@@ -52,7 +52,7 @@ class Step:
             self.encodings,
             len(audio),
             first_frame_is_clean=False,
-            execution=Execution(batch_passes=batched, keep_text=True),
+            execution=Execution(batch_passes=batched),
         )
         runner(None, audio[:4], self.inputs.timestep)
         return lambda: runner(None, audio, self.inputs.timestep)[1]
