@@ -81,7 +81,10 @@ class Ledger:
 
 
 class OfficialPass:
-    """Passes of a model's weights in the official structure. Inference only."""
+    """Passes of a model's weights in the official structure. Inference only.
+
+    Without the cost `text` the first pass's prompt and speakers are those of all passes.
+    """
 
     def __init__(self, model: NavaTransformer3DModel, costs: Costs | None = None):
         self.config = model.config
@@ -94,7 +97,7 @@ class OfficialPass:
         self.heads: int = self.config.num_attention_heads
         self.ledger = Ledger()
         self.block_seconds = [0.0] * len(self.layers)
-        self._kept_text: dict[tuple[str, int], Tensor] = {}
+        self._kept_text: dict[str, Tensor] = {}
         self._kept_rotary: dict[object, Tensor] = {}
 
     @torch.no_grad()
@@ -164,8 +167,8 @@ class OfficialPass:
 
     def embed_text(self, states: Tensor, speakers: tuple[Tensor, Sequence[int]] | None) -> Tensor:
         with self.ledger.entry("text"):
-            if not self.costs.text and ("states", 0) in self._kept_text:
-                return self._kept_text["states", 0]
+            if "states" in self._kept_text:
+                return self._kept_text["states"]
             padded = F.pad(states, (0, 0, 0, self.config.text_len - states.shape[1]))
             hidden = F.gelu(self.linear("text_embedding.0", padded), approximate="tanh")
             text = self.linear("text_embedding.2", hidden)
@@ -173,21 +176,15 @@ class OfficialPass:
                 embeds, rows = speakers
                 text = text.clone()
                 text[:, list(rows)] = self._speakers(embeds).to(text.dtype)
-            self._kept_text["states", 0] = text
+            if not self.costs.text:
+                self._kept_text["states"] = text
             return text
 
     def _speakers(self, embeds: Tensor) -> Tensor:
         name = "speaker_embedding"
-        first = F.layer_norm(
-            embeds.to(self.dtype),
-            embeds.shape[-1:],
-            self._cast(f"{name}.net.0.weight"),
-            self._cast(f"{name}.net.0.bias"),
-        )
-        rows = self.linear(f"{name}.net.3", F.silu(self.linear(f"{name}.net.1", first)))
-        rows = F.layer_norm(
-            rows, rows.shape[-1:], self._cast(f"{name}.out_norm.weight"), self._cast(f"{name}.out_norm.bias")
-        )
+        rows = self._affine_norm(f"{name}.net.0", embeds.to(self.dtype))
+        rows = self.linear(f"{name}.net.3", F.silu(self.linear(f"{name}.net.1", rows)))
+        rows = self._affine_norm(f"{name}.out_norm", rows)
         silent = embeds.float().square().sum(-1, keepdim=True) <= 1e-6
         return torch.where(silent, self._cast(f"{name}.null_token"), rows)
 
@@ -316,13 +313,13 @@ class OfficialBlock:
     def text_rows(self, kind: str, suffix: str, text: Tensor) -> Tensor:
         """Keys or values of the text."""
         owner, name = self.owner, f"{self.name}.cross_attn.{kind}{suffix}"
-        if not owner.costs.text and (name, 0) in owner._kept_text:
-            return owner._kept_text[name, 0]
+        if name in owner._kept_text:
+            return owner._kept_text[name]
         rows = owner.linear(name, text)
         if kind == "k":
             rows = self._rms(rows, f"cross_attn.norm_k{suffix}")
         if not owner.costs.text:
-            owner._kept_text[name, 0] = rows
+            owner._kept_text[name] = rows
         return rows
 
     def _ffn(self, x: Tensor, suffix: str) -> Tensor:

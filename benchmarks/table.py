@@ -35,9 +35,10 @@ def title(name: str) -> str:
     return f"{PARTS[part].title}{f': {rest}' if rest else ''}" if part in PARTS else name
 
 
-def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
-    """A table, with the machines under it."""
-    lines = ["| part | what | measured | quartiles | limit | met | |", "|---|---|---|---|---|---|---|"]
+def markdown(rows: Sequence[Mapping[str, Any]], brief: bool = False) -> str:
+    """A table, with the machines under it. brief: without the sentence on each row."""
+    names = ["part", "what", "measured", "quartiles", "limit", "met", *([] if brief else ["in detail"])]
+    lines = [f"| {' | '.join(names)} |", "|---" * len(names) + "|"]
     for row in rows:
         cells = [
             f"`{row['name']}`",
@@ -48,7 +49,7 @@ def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
             "yes" if row["ok"] else "**no**",
             row["detail"].get("summary", ""),
         ]
-        lines.append(f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |")
+        lines.append(f"| {' | '.join(cell.replace('|', '/') for cell in cells[: len(names)])} |")
     machines = dict.fromkeys(_machine(row["detail"]["machine"]) for row in rows if "machine" in row["detail"])
     return "\n".join([*lines, "", *(f"Measured on: {machine}." for machine in machines)]) + "\n"
 
@@ -84,9 +85,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.table", description="rows of a run as Markdown")
     parser.add_argument("file", metavar="FILE", type=Path, help="what `python -m benchmarks --json FILE` wrote")
     parser.add_argument("--into", metavar="DOC", type=Path, nargs="+", default=[], help="documents to put it into")
+    parser.add_argument("--brief", action="store_true", help="without the sentence on each row")
     options = parser.parse_args(arguments)
     try:
-        table = markdown(json.loads(options.file.read_text(encoding="utf-8")))
+        table = markdown(json.loads(options.file.read_text(encoding="utf-8")), options.brief)
         for document in options.into:
             put_into(document, table)
     except (OSError, ValueError, KeyError, TypeError) as error:

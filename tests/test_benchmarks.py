@@ -296,6 +296,8 @@ def test_rows_become_a_table_in_a_document(tmp_path: Path) -> None:
     assert ": exchanges | **4.000** |  | ≤ 2 | **no** | counted |" in text
     assert "| **none** |" in text
     assert text.count("Measured on: A (avx2)") == 1
+    table.main([str(rows), "--brief", "--into", str(document)])
+    assert "why" not in document.read_text() and "**1.610**" in document.read_text()
     assert "old" not in text
     assert (text.startswith("before\n"), text.endswith("after\n")) == (True, True)
 
