@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import __main__ as cli
 from benchmarks import table
-from benchmarks.backbone import heavy_calls, pass_peaks
+from benchmarks.backbone import bfloat16_overheads, calculated, heavy_calls, pass_peaks
 from benchmarks.catalogue import PARTS, TARGETS, row
 from benchmarks.harness import Pairs, Row, paired, quartiles
 from benchmarks.memory import peak_tensor_bytes
@@ -157,6 +157,16 @@ def test_what_is_not_computed_is_allocated_all_the_same() -> None:
     assert allocated == pytest.approx(computed, rel=0.05)
     official, ours = pass_peaks(torch.bfloat16, **TINY)
     assert official > ours > 0
+
+
+@torch.no_grad()
+def test_a_ratio_is_calculated_from_overheads_in_bfloat16() -> None:
+    overheads = bfloat16_overheads(**TINY)
+    slow, fast = overheads["seconds"]
+    assert slow > fast > 0
+    assert set(overheads["of_each_switch"]) == set(Costs.names())
+    assert calculated([2e12, 1e12], [2.0, 1.0]) == 2.0
+    assert calculated([2e12, 1e12], [4.0, 1.0]) == 3.0
 
 
 def test_a_peak_is_the_most_at_one_time() -> None:
