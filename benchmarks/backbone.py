@@ -58,11 +58,10 @@ def pass_part(budget: float) -> list[Row]:
     whole_model = official.whole_model(slow, count) / ours.whole_model(fast, count)
     in_bfloat16 = bfloat16_overheads()
     detail = {
-        "summary": f"{slow:.2f} s against {fast:.2f} s a pass of {_tokens(inputs):,} tokens ({where()}), of "
-        f"these {overheads[0]:.2f} and {overheads[1]:.2f} s outside products; of the official pass {_percentages(shares)}; in bfloat16 "
-        f"{in_bfloat16['seconds'][0]:.2f} and {in_bfloat16['seconds'][1]:.2f} s outside products, so "
-        f"{calculated(flops, in_bfloat16['seconds']):.2f} with products at 1 TFLOP/s (calculated); {whole_model:.2f} for 30 "
-        "layers (calculated)",
+        "summary": f"{slow:.2f} s against {fast:.2f} s a pass of {_tokens(inputs):,} tokens ({where()}), of these "
+        f"{_seconds(overheads)} outside products; of the official pass {_percentages(shares)}; in bfloat16 "
+        f"{_seconds(in_bfloat16['seconds'])} outside products, so {calculated(flops, in_bfloat16['seconds']):.2f} with "
+        f"products at 1 TFLOP/s (calculated); {whole_model:.2f} for 30 layers (calculated)",
         "official_seconds": slow,
         "our_seconds": fast,
         "pairs": count,
@@ -117,6 +116,10 @@ def _with_every_switch_off(model: NavaTransformer3DModel, inputs: Inputs, small:
     plain.ledger.seconds.clear()
     plain(inputs)
     return plain.ledger.seconds
+
+
+def _seconds(both: list[float]) -> str:
+    return f"{both[0]:.2f} and {both[1]:.2f} s"
 
 
 def _percentages(shares: dict[str, float]) -> str:
