@@ -59,7 +59,8 @@ def apply_profile(
     else:
         transformer.to(device)
     if profile.text_encoder == "streamed" and pipeline.text_encoder is not None:
-        stream_layers(pipeline.text_encoder, device, folder)
+        # Its stack: the model around it holds the token embedding a second time, which on disk would be overwritten.
+        stream_layers(pipeline.text_encoder.encoder, device, folder)
     elif pipeline.text_encoder is not None:
         pipeline.text_encoder.to(device)
     for part in (pipeline.vae, pipeline.audio_vae, pipeline.vocoder, pipeline.speaker_encoder):
