@@ -102,6 +102,16 @@ class NavaLoraLoaderMixin(LoraBaseMixin):
         with blocks_restored(self.transformer):
             super().unfuse_lora(components=list(components), **kwargs)
 
+    def unload_lora_weights(self) -> None:
+        """Remove all adapters."""
+        with blocks_restored(self.transformer):
+            super().unload_lora_weights()
+
+    def delete_adapters(self, adapter_names: list[str] | str) -> None:
+        """Remove some adapters."""
+        with blocks_restored(self.transformer):
+            super().delete_adapters(adapter_names)
+
     def use_loras(self, loras: Sequence[tuple[str, float]]) -> None:
         """Make exactly these files, each at its scale, the request's adapters; those of an earlier request go.
 
@@ -113,9 +123,8 @@ class NavaLoraLoaderMixin(LoraBaseMixin):
         stale = [name for name in present if name.startswith(_OURS) and name not in wanted]
         if not wanted and not stale:
             return
-        with blocks_restored(self.transformer):
-            if stale:
-                self.transformer.delete_adapters(stale)
+        if stale:
+            self.delete_adapters(stale)
         for name, (path, _) in wanted.items():
             if name not in getattr(self.transformer, "peft_config", {}):
                 self.load_lora_weights(path, adapter_name=name)

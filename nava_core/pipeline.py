@@ -21,6 +21,7 @@ from nava_core.guidance import GuidancePlan, Pass, combine, plan_guidance, step_
 from nava_core.latents import LatentGeometry, draw_noise, pixel_frames, pixel_size, token_seconds
 from nava_core.lora import NavaLoraLoaderMixin
 from nava_core.passes import PassRunner, PromptEncodings
+from nava_core.placement import room_to_decode
 from nava_core.request import GenerationRequest, Guidance, Modality, ModelSpec, RequestError, ResolvedRequest, Shortcuts
 from nava_core.sampling import DEFAULT_SHIFT, StreamSampler, flow_sigmas, make_scheduler
 from nava_core.step_cache import caching_steps
@@ -104,6 +105,8 @@ class NavaPipeline(DiffusionPipeline, NavaLoraLoaderMixin):
     """How it runs them."""
     profile: str | None = None
     """The name of the layout on the device, see `nava_core.placement`."""
+    decodes_alone: bool = False
+    """Whether the backbone leaves the device while a clip is decoded."""
 
     def __init__(
         self,
@@ -365,11 +368,13 @@ class NavaPipeline(DiffusionPipeline, NavaLoraLoaderMixin):
     def decode(self, output: NavaPipelineOutput, output_type: str = "pt") -> NavaPipelineOutput:
         """Frames and sound of an output that holds latents."""
         frames = audio = rate = None
-        if output.latents is not None:
-            frames = decode_clip(self._part("vae"), output.latents)
-        if output.audio_latents is not None:
-            vocoder = self._part("vocoder")
-            audio, rate = decode_audio(self._part("audio_vae"), vocoder, output.audio_latents), sampling_rate(vocoder)
+        with room_to_decode(self):
+            if output.latents is not None:
+                frames = decode_clip(self._part("vae"), output.latents)
+            if output.audio_latents is not None:
+                vocoder = self._part("vocoder")
+                audio = decode_audio(self._part("audio_vae"), vocoder, output.audio_latents)
+                rate = sampling_rate(vocoder)
         as_asked = _to_numpy if output_type == "np" else lambda tensor: tensor
         return NavaPipelineOutput(frames=as_asked(frames), audio=as_asked(audio), sampling_rate=rate, seed=output.seed)
 

@@ -13,11 +13,20 @@ import torch
 from nava_core import Guidance, NavaPipeline, load_pipeline
 from nava_core.engine.failures import explain
 from nava_core.execution import Execution
+from nava_core.footprint import peaks, resident_bytes
 from nava_core.guidance import Pass, plan_guidance
 from nava_core.offload import offload_blocks, offload_counter, restore_blocks
 from nava_core.passes import PassRunner, PromptEncodings, should_batch, should_keep_text
 from nava_core.placement import apply_profile, stream_layers
-from nava_core.profiles import Profile, choose_profile, find_profile, profile_names, read_profiles, smaller_profile
+from nava_core.profiles import (
+    Profile,
+    choose_profile,
+    find_profile,
+    profile_names,
+    read_profiles,
+    sized_profiles,
+    smaller_profile,
+)
 from nava_core.request import GenerationRequest
 
 TINY = Path(__file__).parent / "golden" / "official_tiny"
@@ -136,6 +145,12 @@ def test_a_pass_without_a_stream_is_a_trip_of_its_own(tmp_path):
     assert counter.bytes_onloaded == 2 * 3 * counter.block_bytes
 
 
+def test_the_librarys_own_group_offloading_applies(pipeline, expected):
+    other = load()
+    other.transformer.enable_group_offload(CPU, offload_type="block_level", num_blocks_per_group=1)
+    assert error(make(other), expected) < LIMIT
+
+
 def test_a_streamed_text_encoder_gives_the_same(pipeline, tmp_path):
     other = load()
     stream_layers(other.text_encoder.encoder, CPU, tmp_path)
@@ -217,6 +232,31 @@ def test_a_small_card_helps_a_runner_of_its_own(pipeline):
     assert set(call.passes) == set(Pass) and call.passes[-1] is Pass.MASKED
     masked, text = (call.context.sample(call.passes.index(kind)) for kind in (Pass.MASKED, Pass.TEXT))
     assert masked is text
+
+
+def test_the_bytes_of_the_profiles_at_full_size():
+    """Counted on the meta device; the limits are the cards' 10^9 bytes less 0.7 for the driver and what else is there."""
+    cards = {"80gb": 85.2, "48gb": 47.7, "24gb": 23.6, "16gb": 15.8, "12gb": 12.2, "8gb": 7.9, "offload": 12.2}
+    for name, room in cards.items():
+        most = max(peaks(name).values())
+        assert most < room * 1e9, (name, peaks(name))
+        assert most > 0.3 * room * 1e9
+    weights = resident_bytes("80gb")
+    assert weights["transformer"] == 2 * 6_296_995_520
+    assert resident_bytes("16gb")["transformer"] < 0.56 * weights["transformer"]
+    for profile in sized_profiles()[:-1]:
+        assert max(peaks(profile).values()) < 1.05e9 * (profile.memory_gb or 0), profile
+
+
+def test_a_backbone_that_leaves_for_decoding_comes_back(pipeline, tmp_path):
+    other = load(profile="24gb")
+    devices = []
+    handle = other.vae.decoder.register_forward_pre_hook(
+        lambda *call: devices.append(other.transformer.patch_embedding.weight.device)
+    )
+    assert error(make(other, "pt"), make(pipeline, "pt")) == 0.0 and devices
+    assert error(make(other), make(pipeline)) == 0.0
+    handle.remove()
 
 
 def test_applying_a_profile_needs_no_reload(expected, tmp_path):
