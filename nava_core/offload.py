@@ -38,7 +38,14 @@ _ATTRIBUTE = "_nava_offload"
 
 
 class SamplesInTurnHook(ModelHook):
-    """A block takes the samples of a batch one after another; the results are those of the batch."""
+    """A block takes the samples of a batch one after another; the results are those of the batch.
+
+    They are written over the batch, unless a cache of the transformer remembers what it was.
+    """
+
+    def __init__(self, transformer: NavaTransformer3DModel):
+        super().__init__()
+        self._transformer = transformer
 
     def new_forward(
         self,
@@ -53,7 +60,9 @@ class SamplesInTurnHook(ModelHook):
         forward, batch = self.fn_ref.original_forward, hidden_states.shape[0]
         if batch == 1:
             return forward(hidden_states, context, time_rows, rotary, layout)
-        result = torch.empty_like(hidden_states, memory_format=torch.contiguous_format)
+        result = hidden_states
+        if self._transformer.is_cache_enabled or hidden_states.stride(0) == 0:
+            result = torch.empty_like(hidden_states, memory_format=torch.contiguous_format)
         for index in range(batch):
             one = slice(index, index + 1)
             times = time_rows if time_rows.shape[0] == 1 else time_rows[one]
@@ -176,7 +185,7 @@ def _install(transformer: NavaTransformer3DModel, config: GroupOffloadingConfig,
         size = sum(tensor.nbytes for tensor in (*block.parameters(), *block.buffers()))
         counter.block_bytes += size
         registry = HookRegistry.check_if_exists_or_initialize(block)
-        registry.register_hook(SamplesInTurnHook(), _IN_TURN)
+        registry.register_hook(SamplesInTurnHook(transformer), _IN_TURN)
         group = ModuleGroup(
             modules=[block],
             offload_device=config.offload_device,

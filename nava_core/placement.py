@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +13,7 @@ import torch
 from diffusers.hooks import apply_group_offloading
 from diffusers.hooks.group_offloading import _get_group_onload_device, _is_group_offload_enabled
 
-from nava_core.offload import offload_blocks
+from nava_core.offload import offload_blocks, offload_counter
 from nava_core.profiles import AUTO, Profile, choose_profile, find_profile
 
 if TYPE_CHECKING:
@@ -59,7 +61,8 @@ def apply_profile(
     else:
         transformer.to(device)
     if profile.text_encoder == "streamed" and pipeline.text_encoder is not None:
-        stream_layers(pipeline.text_encoder, device, folder)
+        # Its stack: the model around it holds the token embedding a second time, which on disk would be overwritten.
+        stream_layers(pipeline.text_encoder.encoder, device, folder)
     elif pipeline.text_encoder is not None:
         pipeline.text_encoder.to(device)
     for part in (pipeline.vae, pipeline.audio_vae, pipeline.vocoder, pipeline.speaker_encoder):
@@ -67,7 +70,32 @@ def apply_profile(
             part.to(device)
     if profile.vae == "tiled" and pipeline.vae is not None:
         pipeline.vae.enable_tiling()
-    pipeline.profile = profile.name
+    pipeline.profile, pipeline.decodes_alone = profile.name, profile.decode == "alone"
+
+
+@contextmanager
+def room_to_decode(pipeline: NavaPipeline) -> Iterator[None]:
+    """Inside, the backbone is in host memory where the profile wants the device for the decoder (9.7 GB at 720p)."""
+    transformer = pipeline.transformer
+    parts = [part for name, part in transformer.named_children() if name != "transformer_blocks"]
+    if offload_counter(transformer) is None:
+        parts.append(transformer.transformer_blocks)
+    device = transformer.patch_embedding.weight.device
+    if not pipeline.decodes_alone:
+        yield
+        return
+    _move(parts, torch.device("cpu"))
+    try:
+        yield
+    finally:
+        _move(parts, device)
+
+
+def _move(parts: Sequence[Any], device: torch.device) -> None:
+    for part in parts:
+        part.to(device)
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def stream_layers(model: Any, device: torch.device, folder: str | os.PathLike[str] | None = None) -> None:

@@ -15,11 +15,13 @@ Weights = Literal["stored", "fp8", "int8"]
 Blocks = Literal["resident", "offloaded"]
 TextEncoder = Literal["resident", "streamed"]
 Vae = Literal["whole", "tiled"]
+Decode = Literal["beside", "alone"]
 _CHOICES: dict[str, tuple[str, ...]] = {
     "weights": get_args(Weights),
     "blocks": get_args(Blocks),
     "text_encoder": get_args(TextEncoder),
     "vae": get_args(Vae),
+    "decode": get_args(Decode),
 }
 
 
@@ -33,6 +35,7 @@ class Profile:
     blocks: Blocks = "resident"
     text_encoder: TextEncoder = "resident"
     vae: Vae = "whole"
+    decode: Decode = "beside"
     ffn_chunk: int | None = 8192
 
     def __post_init__(self) -> None:
