@@ -138,7 +138,7 @@ class PassRunner:
         plan = self.plan if plan is None else plan
         calls, cache = self.calls(plan), step_cache(self.transformer)
         if cache is not None:
-            cache.start_step(leads=bool(calls) and calls[0].passes[0] is _in_order(plan, plan.passes)[0])
+            cache.start_step(plan, leads=bool(calls) and calls[0].passes[0] is _in_order(plan, plan.passes)[0])
         for call in calls:
             is_cached = self.transformer.is_cache_enabled
             with self.transformer.cache_context(call.name) if is_cached else nullcontext():

@@ -19,6 +19,7 @@ from diffusers.hooks.first_block_cache import _FBC_LEADER_BLOCK_HOOK
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from nava_core.guidance import GuidancePlan
     from nava_core.models.transformer_nava import NavaTransformer3DModel
 
 _ATTRIBUTE = "_nava_step_cache"
@@ -36,11 +37,18 @@ class StepCache:
         self.computed = self.skipped = 0
         self._states = state_manager
         self._leads = True
+        self._plan: GuidancePlan | None = None
         self._is_due: bool | None = None  # the step's decision, once it is made
 
-    def start_step(self, leads: bool) -> None:
-        """The next forward call decides anew. leads: its first sample is the step's first pass, by which all go."""
-        self._leads = leads
+    def start_step(self, plan: GuidancePlan, leads: bool) -> None:
+        """The next forward call decides anew.
+
+        leads: its first sample is the step's first pass, by which all go. With another plan than the last step's
+        everything is run again: ranks may share the passes, and so the tokens, in another way.
+        """
+        if plan is not self._plan:
+            self._states.reset()
+        self._plan, self._leads = plan, leads
         self._is_due = None
 
     def must_compute(self, update: Tensor) -> bool:
