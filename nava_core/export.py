@@ -55,7 +55,7 @@ def save_output(
         ValueError: if there is nothing to write or `path` has the wrong ending.
         MediaError: if the file cannot be written.
     """
-    with room_to_decode(pipeline):
+    with room_to_decode(pipeline, output.latents):
         return _save(pipeline, output, request, path, progress, job_id, decoder)
 
 

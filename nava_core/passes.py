@@ -135,10 +135,11 @@ class PassRunner:
         """
         video_velocities: dict[Pass, Tensor | None] = {}
         audio_velocities: dict[Pass, Tensor | None] = {}
-        cache = step_cache(self.transformer)
+        plan = self.plan if plan is None else plan
+        calls, cache = self.calls(plan), step_cache(self.transformer)
         if cache is not None:
-            cache.start_step()
-        for call in self.calls(self.plan if plan is None else plan):
+            cache.start_step(plan, leads=bool(calls) and calls[0].passes[0] is _in_order(plan, plan.passes)[0])
+        for call in calls:
             is_cached = self.transformer.is_cache_enabled
             with self.transformer.cache_context(call.name) if is_cached else nullcontext():
                 output = self.transformer(
@@ -163,10 +164,13 @@ class PassRunner:
         return self._calls[key]
 
     def _plan_calls(self, plan: GuidancePlan, kinds: Collection[Pass]) -> Iterator[_Call]:
-        # Isolated samples last: of a batch each kind is then one slice.
-        kinds = sorted(kinds, key=lambda kind: (plan.streams(kind), kind is not Pass.MASKED), reverse=True)
-        for streams, group in groupby(kinds, key=plan.streams):
+        for streams, group in groupby(_in_order(plan, kinds), key=plan.streams):
             passes = tuple(group)
             for members in [passes] if self._batched else [(kind,) for kind in passes]:
                 contexts = [self.contexts.of(kind) for kind in members]
                 yield _Call(members, *streams, contexts[0] if len(contexts) == 1 else NavaTextContext.batch(contexts))
+
+
+def _in_order(plan: GuidancePlan, kinds: Collection[Pass]) -> list[Pass]:
+    """Passes with the same streams together, isolated ones last, so that of a batch each kind is one slice."""
+    return sorted(kinds, key=lambda kind: (plan.streams(kind), kind is not Pass.MASKED), reverse=True)

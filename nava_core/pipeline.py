@@ -368,7 +368,7 @@ class NavaPipeline(DiffusionPipeline, NavaLoraLoaderMixin):
     def decode(self, output: NavaPipelineOutput, output_type: str = "pt") -> NavaPipelineOutput:
         """Frames and sound of an output that holds latents."""
         frames = audio = rate = None
-        with room_to_decode(self):
+        with room_to_decode(self, output.latents):
             if output.latents is not None:
                 frames = decode_clip(self._part("vae"), output.latents)
             if output.audio_latents is not None:

@@ -74,16 +74,19 @@ def apply_profile(
 
 
 @contextmanager
-def room_to_decode(pipeline: NavaPipeline) -> Iterator[None]:
-    """Inside, the backbone is in host memory where the profile wants the device for the decoder (9.7 GB at 720p)."""
+def room_to_decode(pipeline: NavaPipeline, latents: torch.Tensor | None) -> Iterator[None]:
+    """Inside, the backbone is in host memory where the profile wants the device for the decoder (9.7 GB at 720p).
+
+    latents: the picture's; None: there is no picture to decode, and sound needs little.
+    """
+    if latents is None or not pipeline.decodes_alone:
+        yield
+        return
     transformer = pipeline.transformer
     parts = [part for name, part in transformer.named_children() if name != "transformer_blocks"]
     if offload_counter(transformer) is None:
         parts.append(transformer.transformer_blocks)
     device = transformer.patch_embedding.weight.device
-    if not pipeline.decodes_alone:
-        yield
-        return
     _move(parts, torch.device("cpu"))
     try:
         yield

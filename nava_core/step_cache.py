@@ -2,8 +2,8 @@
 
 `FirstBlockCacheConfig` keeps, for each pass, what the blocks after the first added to the tokens, and adds it again
 where the first block's update has hardly changed. By itself it decides for each forward call and on each rank's own
-tokens. Here a step has one decision: passes are combined with weights that sum to 1, so that errors of passes that
-were all skipped at the same steps largely cancel, and ranks that exchange tokens must not part.
+tokens. Here a step has one decision, by its first pass (the conditional one): passes are combined with weights that sum
+to 1, so that errors made in all of them at once partly cancel, and ranks that exchange tokens must not part.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from diffusers.hooks.first_block_cache import _FBC_LEADER_BLOCK_HOOK
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from nava_core.guidance import GuidancePlan
     from nava_core.models.transformer_nava import NavaTransformer3DModel
 
 _ATTRIBUTE = "_nava_step_cache"
@@ -35,10 +36,19 @@ class StepCache:
         self.agree: Callable[[Tensor], None] | None = None
         self.computed = self.skipped = 0
         self._states = state_manager
+        self._leads = True
+        self._plan: GuidancePlan | None = None
         self._is_due: bool | None = None  # the step's decision, once it is made
 
-    def start_step(self) -> None:
-        """The next forward call decides anew."""
+    def start_step(self, plan: GuidancePlan, leads: bool) -> None:
+        """The next forward call decides anew.
+
+        leads: its first sample is the step's first pass, by which all go. With another plan than the last step's
+        everything is run again: ranks may share the passes, and so the tokens, in another way.
+        """
+        if plan is not self._plan:
+            self._states.reset()
+        self._plan, self._leads = plan, leads
         self._is_due = None
 
     def must_compute(self, update: Tensor) -> bool:

@@ -235,7 +235,7 @@ def test_a_small_card_helps_a_runner_of_its_own(pipeline):
 
 
 def test_the_bytes_of_the_profiles_at_full_size():
-    """Counted on the meta device; the limits are the cards' 10^9 bytes less 0.7 for the driver and what else is there."""
+    """Counted on the meta device; the limits are the cards' 10^9 bytes less 0.7 for the driver."""
     cards = {"80gb": 85.2, "48gb": 47.7, "24gb": 23.6, "16gb": 15.8, "12gb": 12.2, "8gb": 7.9, "offload": 12.2}
     for name, room in cards.items():
         most = max(peaks(name).values())

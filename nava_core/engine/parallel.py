@@ -308,11 +308,13 @@ def _subgroup(group: dist.ProcessGroup, members: tuple[int, ...], backend: str |
 
 @dataclass(frozen=True)
 class _Place:
-    """What this rank does in the steps of one plan. sources: which rank sends a pass to all; None: all have all.
+    """What this rank does in the steps of one plan.
 
-    agree: adds a step cache's numbers up over all ranks that have work, whose own they may be parts of.
+    group: where it works, None for an idle one. sources: which rank sends a pass to all; None: all have all. agree: adds
+    a step cache's numbers up over all ranks that have work.
     """
 
+    group: int | None
     runner: PassRunner
     exchange: SequenceExchange | None
     sources: dict[Pass, int] | None
@@ -352,6 +354,7 @@ class ParallelPassRunner:
         if key not in self._places:
             self._places[key] = self._find_place(plan, video, audio)
         place = self._places[key]
+        self.state.place = place.group
         cache = step_cache(self.transformer)
         if cache is not None:
             cache.agree = place.agree
@@ -382,7 +385,7 @@ class ParallelPassRunner:
             )
         spread = spread_passes(pass_tokens, plan.groups)
         logger.debug("%s for passes of %s tokens", plan, pass_tokens)
-        group = state.place = plan.group_of(state.rank)
+        group = plan.group_of(state.rank)
         sources = None
         if plan.sequence_ranks < state.ranks:
             sources = {passes[index]: plan.members(group)[0] for group, own in enumerate(spread) for index in own}
@@ -396,7 +399,7 @@ class ParallelPassRunner:
             contexts=self._contexts,
         )
         self._contexts = runner.contexts
-        return _Place(runner, state.exchange(plan), sources, state.adding(plan))
+        return _Place(group, runner, state.exchange(plan), sources, state.adding(plan))
 
     def _shared(
         self,
