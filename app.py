@@ -32,6 +32,7 @@ LOOPBACK = "127.0.0.1"
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     from nava_core.engine.source import PRECISIONS
+    from nava_core.options import add_profile_flag
     from rewriter import BackendName
     from ui.accounts import Accounts
     from ui.catalogue import LANGUAGES
@@ -46,6 +47,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument("--model", help="official bundle folder, diffusers folder or hub id (default: nava-nano)")
     parser.add_argument("--device", help="where to run, such as cuda or cpu (default: the best there is)")
     parser.add_argument("--dtype", choices=PRECISIONS, help="precision (default: the device's best)")
+    add_profile_flag(parser)
     parser.add_argument("--ranks", type=_at_least_one, default=1, help="worker processes, one for each device")
     parser.add_argument("--in-process", action="store_true", help="no worker process: for a GPU that is only lent")
     parser.add_argument("--idle-minutes", type=_more_than_nothing, help="free the model's memory after so long unused")
@@ -175,7 +177,7 @@ def _make_runner(options: argparse.Namespace) -> Runner:
     from nava_core.engine import InProcessRunner, PipelineSource
     from nava_core.engine.workers import WorkerRunner
 
-    source = PipelineSource(options.model, options.device, options.dtype)
+    source = PipelineSource(options.model, options.device, options.dtype, options.profile)
     if spaces is not None:
         return BorrowedRunner(source.load, spaces)
     return InProcessRunner(source.load) if options.in_process else WorkerRunner(source, options.ranks)

@@ -20,6 +20,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from nava_core.batch import BadLine, BatchLine, clip_seed, output_name, read_batch
 from nava_core.ffmpeg import MediaError
+from nava_core.options import add_layout_flags, add_shortcut_flags, layout_of, shortcuts_of
 from nava_core.request import GenerationRequest, Guidance, Modality, RequestError
 
 if TYPE_CHECKING:
@@ -55,6 +56,8 @@ FLAG_OF_FIELD = {
     "guidance": "--..._guidance_scale",
     "seed": "--seed",
     "modality": "--modality",
+    "shortcuts": "--step_cache",
+    "loras": "--lora",
 }
 
 EPILOG = """\
@@ -133,6 +136,8 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help="make each clip on all ranks of torchrun together (sequence parallelism)",
     )
 
+    add_layout_flags(model)
+
     data = parser.add_argument_group("data")
     data.add_argument("--data_file", type=Path, required=True, help="the prompts, see below")
     data.add_argument("--data_format", choices=("txt", "json", "jsonl"), help="default: by the file's suffix")
@@ -167,6 +172,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
         default="auto",
         help="whether to guide picture and sound towards each other at all; auto (default): as the model says",
     )
+    add_shortcut_flags(parser)
     return parser.parse_args(argv)
 
 
@@ -192,7 +198,9 @@ def load_model(args: argparse.Namespace) -> NavaPipeline:
 
     device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else None
     source = args.ckpt if args.ckpt is not None else args.model
-    pipeline: Any = load_pipeline(source, device=device, settings=args.config)
+    pipeline: Any = load_pipeline(
+        source, device=device, profile=args.profile, layout=layout_of(args), settings=args.config
+    )
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
@@ -245,6 +253,8 @@ def make_template(args: argparse.Namespace, pipeline: NavaPipeline) -> Generatio
             guidance=make_guidance(args, pipeline.spec.guidance),
             seed=args.seed,
             modality=modality,
+            shortcuts=shortcuts_of(args),
+            loras=tuple(args.lora),
         )
         template.resolve(pipeline.spec)
     except RequestError as error:
@@ -268,6 +278,7 @@ def run_batch(
     pipeline: NavaPipeline, template: GenerationRequest, lines: Sequence[BatchLine | BadLine], args: argparse.Namespace
 ) -> int:
     """Make the clips of `lines` that do not exist yet, past lines that fail; returns the exit code."""
+    from nava_core.engine.failures import explain, is_out_of_memory
     from nava_core.engine.parallel import RankFailure, agreed
 
     usable = [line for line in lines if isinstance(line, BatchLine)]
@@ -294,12 +305,16 @@ def run_batch(
                     progress.skip(f"{line_label(args.data_file, line.index)}: {error}", logging.ERROR)
                 except RankFailure:
                     raise
-                except (
-                    RuntimeError
-                ):  # out of memory, or a fault of the device: later and smaller clips may still succeed
+                except RuntimeError as error:
+                    # Out of memory, or a fault of the device: later and smaller clips may still succeed.
                     failed.append(line.index)
-                    logger.exception("")
-                    progress.skip(f"{line_label(args.data_file, line.index)} failed, see above", logging.ERROR)
+                    label = line_label(args.data_file, line.index)
+                    if is_out_of_memory(error):
+                        words = explain(error, template.resolve(pipeline.spec), pipeline.profile).message
+                        progress.skip(f"{label}: {words}", logging.ERROR)
+                    else:
+                        logger.exception("")
+                        progress.skip(f"{label} failed, see above", logging.ERROR)
     summary = f"{made} clips made, {existing} existed, {len(failed)} of {len(lines)} lines failed"
     logger.info("%s%s", summary, f": {', '.join(f'idx{index}' for index in sorted(failed))}" if failed else "")
     return SOME_FAILED if failed else 0

@@ -8,7 +8,8 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,8 @@ from nava_core.models.speaker_encoder import ReDimNetSpeakerEncoder
 from nava_core.models.transformer_nava import NavaTransformer3DModel
 from nava_core.official import load_audio_parts, load_text_encoder, load_tokenizer, load_video_vae
 from nava_core.pipeline import NavaPipeline
+from nava_core.placement import apply_profile, pick_profile
+from nava_core.profiles import profile_names
 from nava_core.weights import LazyTensors, RenamedTensors, TensorFile, empty_weights, load_strictly
 
 logger = logging.getLogger(__name__)
@@ -40,7 +43,6 @@ logger = logging.getLogger(__name__)
 REPOSITORY = Path(__file__).resolve().parents[1]
 DEFAULT_MODEL = REPOSITORY / "assets" / "nava-nano"
 DEFAULT_SETTINGS = REPOSITORY / "configs" / "nava.yaml"
-PROFILES = ("auto",)
 
 MODEL_CLASSES: dict[str, type[ModelMixin] | type[PreTrainedModel]] = {
     "transformer": NavaTransformer3DModel,
@@ -50,6 +52,7 @@ MODEL_CLASSES: dict[str, type[ModelMixin] | type[PreTrainedModel]] = {
     "vocoder": LTX2VocoderWithBWE,
     "speaker_encoder": ReDimNetSpeakerEncoder,
 }
+Places = Mapping[str, torch.device]
 # Small parts through whose many layers in a row the rounding of bf16 becomes audible.
 FLOAT32_PARTS = ("audio_vae", "vocoder", "speaker_encoder")
 
@@ -60,6 +63,7 @@ def load_pipeline(
     dtype: torch.dtype | None = None,
     profile: str | None = None,
     *,
+    layout: Mapping[str, Any] | None = None,
     settings: str | Path | None = None,
     speaker_encoder: str | Path | None = None,
 ) -> NavaPipeline:
@@ -71,7 +75,9 @@ def load_pipeline(
         device: None means the first GPU, where there is one, else the CPU.
         dtype: of backbone, text encoder and video VAE. None means bfloat16, or float32 on a CPU that cannot compute in
             bfloat16. The audio VAE, the vocoder and the speaker encoder are float32 at least.
-        profile: None or "auto".
+        profile: how the model is laid out on the device (configs/profiles.yaml). None or "auto": by the device's free
+            memory, the largest that fits; on the CPU everything stays in memory.
+        layout: values that go before the profile's, such as `{"vae": "tiled"}`.
         settings: a nava.yaml in place of the bundle's.
         speaker_encoder: a ReDimNet release (`.pt`) in place of the one in the model's folder.
 
@@ -79,28 +85,44 @@ def load_pipeline(
         ValueError: the source is none of these, lacks a file, asks for what the code does not do, or has a tensor that
             is missing, surplus or misshapen; the message names it.
     """
-    if profile is not None and profile not in PROFILES:
-        raise ValueError(f"There is no profile {profile!r}. Known: {', '.join(PROFILES)}.")
+    if profile is not None and profile not in profile_names():
+        raise ValueError(f"There is no profile {profile!r}. Known: {', '.join(profile_names())}.")
     device = _device(device)
     dtype = _default_dtype(device) if dtype is None else dtype
-    return _load(source, device, dtype, _path(settings), _path(speaker_encoder))
+    located = _locate(source)
+    chosen = pick_profile(profile, device, _weight_bytes(located[0]))
+    chosen = replace(chosen, **(layout or {}))
+    hosted = {"transformer"} if chosen.weights != "stored" or chosen.blocks == "offloaded" else set()
+    if chosen.text_encoder == "streamed":
+        hosted.add("text_encoder")
+    pipeline = _load(located, device, dtype, _path(settings), _path(speaker_encoder), hosted)
+    apply_profile(pipeline, chosen, device)
+    return pipeline
 
 
 def _load(
-    source: str | Path | None,
+    located: tuple[Path, Path | None],
     device: torch.device,
     dtype: torch.dtype | None,
     settings: Path | None = None,
     speaker_encoder: Path | None = None,
+    hosted: Collection[str] = (),
 ) -> NavaPipeline:
-    """`dtype` None keeps each tensor as it is stored."""
-    folder, backbone = _locate(source)
+    """`dtype` None keeps each tensor as it is stored. hosted: parts that are left in host memory."""
+    folder, backbone = located
+    places = {name: torch.device("cpu") if name in hosted else device for name in MODEL_CLASSES}
     logger.info("Loading %s", backbone or folder)
     if backbone is None and (folder / MODEL_INDEX).is_file():
         if settings is not None:
             raise ValueError(f"{folder} is a diffusers folder, which has its settings inside; leave {settings} out.")
-        return _from_diffusers_folder(folder, device, dtype, speaker_encoder)
-    return _from_bundle(find_bundle(folder, backbone, settings, speaker_encoder), device, dtype)
+        return _from_diffusers_folder(folder, places, dtype, speaker_encoder)
+    return _from_bundle(find_bundle(folder, backbone, settings, speaker_encoder), places, dtype)
+
+
+def _weight_bytes(folder: Path) -> int:
+    """All weight files of a model's folder, which are at least what it needs."""
+    files = (path for path in folder.rglob("*") if path.suffix in (".safetensors", ".ckpt", ".pth", ".pt"))
+    return sum(path.stat().st_size for path in files)
 
 
 def _locate(source: str | Path | None) -> tuple[Path, Path | None]:
@@ -129,18 +151,20 @@ def _locate(source: str | Path | None) -> tuple[Path, Path | None]:
     )
 
 
-def _from_bundle(bundle: OfficialBundle, device: torch.device, dtype: torch.dtype | None) -> NavaPipeline:
+def _from_bundle(bundle: OfficialBundle, places: Places, dtype: torch.dtype | None) -> NavaPipeline:
     transformer = NavaTransformer3DModel.from_official(str(bundle.backbone), bundle.backbone_config, dtype=dtype)
-    audio_vae, vocoder = load_audio_parts(bundle.audio, _part_dtype("audio_vae", dtype), device)
+    audio_vae, vocoder = load_audio_parts(bundle.audio, _part_dtype("audio_vae", dtype), places["audio_vae"])
     speaker_encoder = None
     if bundle.speaker_encoder is not None:
         speaker_dtype = _part_dtype("speaker_encoder", dtype)
-        speaker_encoder = ReDimNetSpeakerEncoder.from_official(bundle.speaker_encoder, speaker_dtype, device)
+        speaker_encoder = ReDimNetSpeakerEncoder.from_official(
+            bundle.speaker_encoder, speaker_dtype, places["speaker_encoder"]
+        )
     return NavaPipeline(
-        transformer=transformer.to(device),
-        text_encoder=load_text_encoder(bundle.text_encoder, dtype, device),
+        transformer=transformer.to(places["transformer"]),
+        text_encoder=load_text_encoder(bundle.text_encoder, dtype, places["text_encoder"]),
         tokenizer=load_tokenizer(bundle.tokenizer),
-        vae=load_video_vae(bundle.video_vae, dtype, device),
+        vae=load_video_vae(bundle.video_vae, dtype, places["vae"]),
         audio_vae=audio_vae,
         vocoder=vocoder,
         speaker_encoder=speaker_encoder,
@@ -149,7 +173,7 @@ def _from_bundle(bundle: OfficialBundle, device: torch.device, dtype: torch.dtyp
 
 
 def _from_diffusers_folder(
-    folder: Path, device: torch.device, dtype: torch.dtype | None, speaker_encoder: Path | None
+    folder: Path, places: Places, dtype: torch.dtype | None, speaker_encoder: Path | None
 ) -> NavaPipeline:
     """A folder that `save_pretrained` wrote, with the same strictness as a bundle."""
     index = _read_json(folder / MODEL_INDEX)
@@ -162,12 +186,14 @@ def _from_diffusers_folder(
             raise ValueError(
                 f"{folder / MODEL_INDEX} asks for a {name} of class {class_name}; NAVA's is {cls.__name__}."
             )
-        parts[name] = _load_part(folder / name, cls, _part_dtype(name, dtype), device)
+        parts[name] = _load_part(folder / name, cls, _part_dtype(name, dtype), places[name])
     if "transformer" not in parts:
         raise ValueError(f"{folder / MODEL_INDEX} names no transformer: it is not a NAVA model.")
     if speaker_encoder is not None:
         speaker_dtype = _part_dtype("speaker_encoder", dtype)
-        parts["speaker_encoder"] = ReDimNetSpeakerEncoder.from_official(speaker_encoder, speaker_dtype, device)
+        parts["speaker_encoder"] = ReDimNetSpeakerEncoder.from_official(
+            speaker_encoder, speaker_dtype, places["speaker_encoder"]
+        )
     if (index.get("scheduler") or [None])[0]:
         parts["scheduler"] = UniPCMultistepScheduler.from_pretrained(folder, subfolder="scheduler")
     if (index.get("tokenizer") or [None])[0]:
@@ -259,7 +285,7 @@ def convert(source: str | Path | None, folder: str | Path, dtype: torch.dtype | 
     folder = Path(folder).expanduser()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"{folder} exists and is not an empty folder. Give another, or remove it.")
-    _load(source, torch.device("cpu"), dtype).save_pretrained(folder)
+    _load(_locate(source), torch.device("cpu"), dtype).save_pretrained(folder)
     logger.info("Wrote %s", folder)
 
 

@@ -15,6 +15,7 @@ from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
 
 from nava_core.decode import clip_length, decode_audio, decode_video, sampling_rate
 from nava_core.media import CLIP_SAMPLING_RATE, write_audio, write_clip
+from nava_core.placement import room_to_decode
 from nava_core.request import GenerationRequest
 
 if TYPE_CHECKING:
@@ -54,6 +55,19 @@ def save_output(
         ValueError: if there is nothing to write or `path` has the wrong ending.
         MediaError: if the file cannot be written.
     """
+    with room_to_decode(pipeline, output.latents):
+        return _save(pipeline, output, request, path, progress, job_id, decoder)
+
+
+def _save(
+    pipeline: NavaPipeline,
+    output: NavaPipelineOutput,
+    request: GenerationRequest,
+    path: str | os.PathLike[str],
+    progress: FrameProgress | None,
+    job_id: str | None,
+    decoder: VideoDecoder,
+) -> dict[str, Any]:
     audio, rate = _sound(pipeline, output)
     recipe = _recipe(pipeline, output, request, rate)
     if job_id is not None:

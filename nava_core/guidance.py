@@ -5,12 +5,12 @@ Every formula is a weighted sum of passes, so guidance is a table of weights; a 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING
 
-from nava_core.request import Guidance, Modality
+from nava_core.request import GenerationRequest, Guidance, Modality, Shortcuts
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -52,20 +52,44 @@ class GuidancePlan:
         return present[0] and kind in self.video, present[1] and kind in self.audio
 
 
-def plan_guidance(guidance: Guidance, modality: Modality, has_references: bool) -> GuidancePlan:
+def plan_guidance(
+    guidance: Guidance, modality: Modality, has_references: bool, resting: Collection[Pass] = ()
+) -> GuidancePlan:
     """The weights of each pass for one request.
 
     has_references: some speech span has a voice reference. Without any, the speakers' rows are the text's own, so that
-    the conditional and the text pass are the same.
+    the conditional and the text pass are the same. resting: passes whose axis is off, see `step_plans`.
     """
     video = _video_weights(guidance) if modality != "audio" else {}
     audio = _audio_weights(guidance, has_references) if modality != "video" else {}
+    for kind in resting:  # the weights of each stream sum to 1, and an axis that is off leaves the conditional pass
+        video, audio = _merged(video, kind, Pass.CONDITIONAL), _merged(audio, kind, Pass.CONDITIONAL)
     if modality != "audio_video":
         # One stream alone: the masked pass is the ordinary pass without speakers.
         video, audio = _merged(video, Pass.MASKED, Pass.TEXT), _merged(audio, Pass.MASKED, Pass.TEXT)
     if not has_references:
         video, audio = _merged(video, Pass.TEXT, Pass.CONDITIONAL), _merged(audio, Pass.TEXT, Pass.CONDITIONAL)
     return GuidancePlan(video=_nonzero(video), audio=_nonzero(audio))
+
+
+def step_plans(request: GenerationRequest) -> list[GuidancePlan]:
+    """The plan of each step of a resolved request. Steps with the same passes share one; without intervals all do."""
+    steps, guidance = request.num_inference_steps, request.guidance
+    assert steps is not None and guidance is not None, "a request is resolved before it is planned"
+    plans: dict[tuple[Pass, ...], GuidancePlan] = {}
+    planned = []
+    for index in range(steps):
+        resting = tuple(
+            kind for kind, (start, stop) in _intervals(request.shortcuts).items() if not start <= index / steps < stop
+        )
+        if resting not in plans:
+            plans[resting] = plan_guidance(guidance, request.modality, request.has_references, resting)
+        planned.append(plans[resting])
+    return planned
+
+
+def _intervals(shortcuts: Shortcuts) -> dict[Pass, tuple[float, float]]:
+    return {Pass.NEGATIVE: shortcuts.negative, Pass.MASKED: shortcuts.align, Pass.TEXT: shortcuts.timbre}
 
 
 def combine(weights: Weights, predictions: Mapping[Pass, Tensor | None]) -> Tensor:

@@ -16,14 +16,19 @@ from nava_core.conditioning.image import load_first_frame
 from nava_core.conditioning.speaker import embed_speakers
 from nava_core.conditioning.text import TextConditioning, encode_prompt
 from nava_core.decode import decode_audio, decode_clip, encode_video, sampling_rate
-from nava_core.guidance import GuidancePlan, Pass, combine, plan_guidance
+from nava_core.execution import Execution
+from nava_core.guidance import GuidancePlan, Pass, combine, plan_guidance, step_plans
 from nava_core.latents import LatentGeometry, draw_noise, pixel_frames, pixel_size, token_seconds
+from nava_core.lora import NavaLoraLoaderMixin
 from nava_core.passes import PassRunner, PromptEncodings
-from nava_core.request import GenerationRequest, Guidance, Modality, ModelSpec, RequestError, ResolvedRequest
+from nava_core.placement import room_to_decode
+from nava_core.request import GenerationRequest, Guidance, Modality, ModelSpec, RequestError, ResolvedRequest, Shortcuts
 from nava_core.sampling import DEFAULT_SHIFT, StreamSampler, flow_sigmas, make_scheduler
+from nava_core.step_cache import caching_steps
 
 StepCallback = Callable[["NavaPipeline", int, Tensor, dict[str, Any]], dict[str, Any] | None]
 OUTPUT_TYPES = ("pt", "np", "latent")
+KEPT_TEXTS = 8
 
 
 @dataclass
@@ -77,7 +82,7 @@ class GivenTensors:
                 raise RequestError(name, f"{name} have the shape {shape}; give ({', '.join(map(str, form))})")
 
 
-class NavaPipeline(DiffusionPipeline):
+class NavaPipeline(DiffusionPipeline, NavaLoraLoaderMixin):
     """Video and stereo sound from one prompt, in one denoising trajectory. What a call does not need may be missing.
 
     defaults: what `ModelSpec` says of this model (sizes, seconds, steps, guidance, negative prompts, hint) and the
@@ -96,6 +101,12 @@ class NavaPipeline(DiffusionPipeline):
     ]
     pass_runner: Callable[..., Any] = PassRunner
     """What runs the passes of a step; made anew for each clip. Several ranks have another one."""
+    execution: Execution = Execution()
+    """How it runs them."""
+    profile: str | None = None
+    """The name of the layout on the device, see `nava_core.placement`."""
+    decodes_alone: bool = False
+    """Whether the backbone leaves the device while a clip is decoded."""
 
     def __init__(
         self,
@@ -121,6 +132,7 @@ class NavaPipeline(DiffusionPipeline):
             speaker_encoder=speaker_encoder,
         )
         self.register_to_config(defaults=dict(defaults or {}))
+        self._encoded: dict[tuple[int, str], TextConditioning] = {}
 
     @property
     def spec(self) -> ModelSpec:
@@ -162,6 +174,8 @@ class NavaPipeline(DiffusionPipeline):
         negative_prompt_embeds: Tensor | None = None,
         speaker_positions: Sequence[int] | None = None,
         modality: Modality = "audio_video",
+        shortcuts: Shortcuts = Shortcuts(),  # noqa: B008 (frozen)
+        loras: Sequence[tuple[str, float]] = (),
         callback_on_step_end: StepCallback | None = None,
         output_type: str = "pt",
     ) -> NavaPipelineOutput:
@@ -177,6 +191,7 @@ class NavaPipeline(DiffusionPipeline):
                 then fix the sizes.
             prompt_embeds, negative_prompt_embeds: (rows, text_dim) instead of text, with `speaker_positions`: the row
                 of each speaker, which for a text are found in it.
+            shortcuts: ways to be faster that change the clip. loras: (file, scale) of each LoRA to use.
             callback_on_step_end: called as `f(pipeline, step, timestep, tensors)` after each step; may raise
                 `GenerationCancelled`.
             output_type: "pt" tensors, "np" arrays, or "latent" for no decoding.
@@ -198,6 +213,8 @@ class NavaPipeline(DiffusionPipeline):
             guidance=guidance,
             seed=seed,
             modality=modality,
+            shortcuts=shortcuts,
+            loras=tuple(loras),
         )
         given = GivenTensors(
             latents=latents,
@@ -225,13 +242,15 @@ class NavaPipeline(DiffusionPipeline):
             )
         given = given or GivenTensors()
         resolved = self.resolve(request, given)
+        self.use_loras(resolved.loras)
         plan = plan_guidance(resolved.guidance, resolved.modality, resolved.has_references)
         encodings = self.encode_prompts(resolved, given, plan)
         first_frame = self.encode_first_frame(resolved, given)
         video_noise, audio_noise = self.draw_noise(resolved, given)
-        latents, audio_latents = self.denoise(
-            resolved, plan, encodings, first_frame, video_noise, audio_noise, callback_on_step_end
-        )
+        with caching_steps(self.transformer, resolved.shortcuts.step_cache):
+            latents, audio_latents = self.denoise(
+                resolved, plan, encodings, first_frame, video_noise, audio_noise, callback_on_step_end
+            )
         output = NavaPipelineOutput(latents=latents, audio_latents=audio_latents, seed=resolved.seed)
         return output if output_type == "latent" else self.decode(output, output_type)
 
@@ -324,18 +343,21 @@ class NavaPipeline(DiffusionPipeline):
         audio = None if audio_noise is None else StreamSampler(self.scheduler, audio_noise, sigmas)
         streams = [stream for stream in (video, audio) if stream is not None]
         tokens = self.transformer.token_count(video_noise, audio_noise)
-        predict = self.pass_runner(self.transformer, plan, encodings, tokens, first_frame is not None)
+        predict = self.pass_runner(
+            self.transformer, plan, encodings, tokens, first_frame is not None, execution=self.execution
+        )
 
         timesteps = streams[0].timesteps
+        plans = step_plans(request)
         with self.progress_bar(total=len(timesteps)) as progress:
-            for index, timestep in enumerate(timesteps):
+            for index, (timestep, step_plan) in enumerate(zip(timesteps, plans, strict=True)):
                 if video is not None:
                     video.place_first_frame(first_frame)
-                video_velocities, audio_velocities = predict(_latents(video), _latents(audio), timestep)
+                video_velocities, audio_velocities = predict(_latents(video), _latents(audio), timestep, step_plan)
                 if video is not None:
-                    video.step(index, combine(plan.video, video_velocities))
+                    video.step(index, combine(step_plan.video, video_velocities))
                 if audio is not None:
-                    audio.step(index, combine(plan.audio, audio_velocities))
+                    audio.step(index, combine(step_plan.audio, audio_velocities))
                 progress.update()
                 if callback_on_step_end is not None:
                     callback_on_step_end(self, index, timestep, _callback_tensors(video, audio))
@@ -346,18 +368,27 @@ class NavaPipeline(DiffusionPipeline):
     def decode(self, output: NavaPipelineOutput, output_type: str = "pt") -> NavaPipelineOutput:
         """Frames and sound of an output that holds latents."""
         frames = audio = rate = None
-        if output.latents is not None:
-            frames = decode_clip(self._part("vae"), output.latents)
-        if output.audio_latents is not None:
-            vocoder = self._part("vocoder")
-            audio, rate = decode_audio(self._part("audio_vae"), vocoder, output.audio_latents), sampling_rate(vocoder)
+        with room_to_decode(self, output.latents):
+            if output.latents is not None:
+                frames = decode_clip(self._part("vae"), output.latents)
+            if output.audio_latents is not None:
+                vocoder = self._part("vocoder")
+                audio = decode_audio(self._part("audio_vae"), vocoder, output.audio_latents)
+                rate = sampling_rate(vocoder)
         as_asked = _to_numpy if output_type == "np" else lambda tensor: tensor
         return NavaPipelineOutput(frames=as_asked(frames), audio=as_asked(audio), sampling_rate=rate, seed=output.seed)
 
     def _encode_text(self, text: str) -> TextConditioning:
-        return encode_prompt(
-            self._part("tokenizer"), self._part("text_encoder"), text, self.transformer.config.text_len
-        )
+        """Of the last few texts the states are kept, in host memory: the negative prompt is the same for all clips."""
+        encoder = self._part("text_encoder")
+        key = (id(encoder), text)
+        if key not in self._encoded:
+            made = encode_prompt(self._part("tokenizer"), encoder, text, self.transformer.config.text_len)
+            self._encoded[key] = replace(made, embeds=made.embeds.cpu())
+            while len(self._encoded) > KEPT_TEXTS:
+                del self._encoded[next(iter(self._encoded))]
+        self._encoded[key] = self._encoded.pop(key)  # the last used is the last to go
+        return self._encoded[key]
 
     def _part(self, name: str) -> Any:
         part = getattr(self, name)

@@ -32,6 +32,10 @@ class GenerationCancelled(Exception):
     """Raised inside `callback_on_step_end` to end a run at a step's boundary."""
 
 
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
 @dataclass(frozen=True)
 class Guidance:
     """Scales of the guidance axes (NAVA.md section 4). With `align` off the alignment axes are not computed."""
@@ -48,6 +52,38 @@ class Guidance:
             scale = getattr(self, axis)
             if isinstance(scale, bool) or not isinstance(scale, int | float) or not 0.0 <= scale <= 30.0:
                 raise RequestError("guidance", f"guidance {axis} is {scale!r}; give a number from 0 to 30")
+
+
+@dataclass(frozen=True)
+class Shortcuts:
+    """Ways to be faster that change the clip; by default none is taken. See docs/performance.md for what each changes.
+
+    step_cache: where the first block's update differs from that of the last whole step by less than this share, the
+    other blocks' update is taken from that step (0: never). negative, align, timbre: the part of the steps, as
+    (start, stop) shares of them, in which the passes of that guidance axis run; in the others the axis is off.
+    """
+
+    step_cache: float = 0.0
+    negative: tuple[float, float] = (0.0, 1.0)
+    align: tuple[float, float] = (0.0, 1.0)
+    timbre: tuple[float, float] = (0.0, 1.0)
+
+    def __post_init__(self) -> None:
+        if not _is_number(self.step_cache) or not 0.0 <= self.step_cache <= 1.0:
+            raise RequestError("shortcuts", f"step_cache is {self.step_cache!r}; give a share from 0 (off) to 1")
+        for axis in ("negative", "align", "timbre"):
+            interval = getattr(self, axis)
+            if (
+                not isinstance(interval, tuple | list)
+                or len(interval) != 2
+                or not all(_is_number(bound) for bound in interval)
+                or not 0.0 <= interval[0] <= interval[1] <= 1.0
+            ):
+                raise RequestError(
+                    "shortcuts",
+                    f"the steps of {axis} are {interval!r}; give (start, stop), shares from 0 to 1 in order",
+                )
+            object.__setattr__(self, axis, tuple(interval))
 
 
 @dataclass(frozen=True)
@@ -81,8 +117,9 @@ class GenerationRequest:
 
     num_frames counts pixel frames (4n+1); seconds is the other way to say it. speakers: one entry for each speech span,
     in order: a path, a waveform (an array at 16 kHz, or `(samples, rate)`), an embedding, or None for no reference.
-    image: the clip's first frame. original_prompt: what a person wrote, where `prompt` was made of it by rewriting; it
-    is kept in the recipe and changes nothing else.
+    image: the clip's first frame. shortcuts: ways to be faster that change the clip. loras: (file, scale) of each LoRA
+    that changes the backbone for this clip. original_prompt: what a person wrote, where `prompt` was made of it by
+    rewriting; it is kept in the recipe and changes nothing else.
     """
 
     prompt: str
@@ -99,10 +136,13 @@ class GenerationRequest:
     seed: int | None = None
     modality: Modality = "audio_video"
     original_prompt: str | None = None
+    shortcuts: Shortcuts = Shortcuts()
+    loras: tuple[tuple[str, float], ...] = ()
 
     def __post_init__(self) -> None:
         # Whoever counts references must not take a form's blank field for one.
         object.__setattr__(self, "speakers", open_slots(self.speakers))
+        object.__setattr__(self, "loras", tuple((os.fspath(path), scale) for path, scale in self.loras))
 
     @property
     def has_references(self) -> bool:
@@ -136,6 +176,8 @@ class GenerationRequest:
             guidance=spec.guidance if self.guidance is None else self.guidance,
             seed=secrets.randbits(32) if self.seed is None else self.seed,
             original_prompt=self.original_prompt,
+            shortcuts=self.shortcuts,
+            loras=self.loras,
         )
         _check_numbers(resolved, spec)
         return resolved
@@ -146,6 +188,10 @@ class GenerationRequest:
         recipe["speakers"] = [_describe(speaker) for speaker in self.speakers]
         if self.original_prompt is None:
             del recipe["original_prompt"]
+        if self.shortcuts == Shortcuts():
+            del recipe["shortcuts"]
+        if not self.loras:
+            del recipe["loras"]
         return recipe
 
     @classmethod
@@ -158,10 +204,13 @@ class GenerationRequest:
         try:
             if isinstance(values.get("guidance"), dict):
                 values["guidance"] = Guidance(**values["guidance"])
+            if isinstance(values.get("shortcuts"), dict):
+                values["shortcuts"] = Shortcuts(**values["shortcuts"])
             values["speakers"] = tuple(values.get("speakers") or ())
+            values["loras"] = tuple(values.get("loras") or ())
+            return cls(**values)
         except TypeError as error:
             raise RequestError("recipe", f"this recipe cannot be read ({error}); was it edited?") from error
-        return cls(**values)
 
 
 @dataclass(frozen=True)
@@ -201,6 +250,9 @@ def _check_words(request: GenerationRequest) -> None:
 
 
 def _check_parts(request: GenerationRequest, spec: ModelSpec) -> None:
+    for path, scale in request.loras:
+        if not _is_number(scale) or not math.isfinite(scale):
+            raise RequestError("loras", f"the scale of the LoRA {path} is {scale!r}; give a number, usually 1")
     if request.modality not in spec.modalities:
         raise RequestError("modality", f"modality is {request.modality!r}; choose one of {', '.join(spec.modalities)}")
     if request.image is not None:

@@ -32,7 +32,7 @@ from nava_core.engine.rank_plan import RankPlan
 from nava_core.engine.split_decode import SplitDecode
 from nava_core.models.transformer_nava import NavaTransformer3DModel
 from nava_core.pipeline import GivenTensors, NavaPipeline
-from nava_core.request import GenerationCancelled, GenerationRequest, Guidance
+from nava_core.request import GenerationCancelled, GenerationRequest, Guidance, Shortcuts
 
 GOLDEN = Path(__file__).parent / "golden"
 STEPS = 3
@@ -83,8 +83,13 @@ class Tiny:
         io, modality = self.io, "audio_video"
         video, audio, speakers, guidance = io["video"], io["audio"], False, Guidance(**self.settings["scales"])
         image = None
-        if case in ("timbre", "image", "audio"):
+        shortcuts = Shortcuts()
+        if case in ("timbre", "image", "audio", "cached", "intervals"):
             speakers = True
+        if case == "cached":
+            shortcuts = Shortcuts(step_cache=1.0)
+        if case == "intervals":  # four passes, then two, then one
+            shortcuts = Shortcuts(negative=(0.0, 0.5), align=(0.0, 0.3), timbre=(0.0, 0.3))
         if case == "image":
             image = io["first_frame"]
         if case == "audio":
@@ -105,6 +110,7 @@ class Tiny:
             guidance=guidance,
             modality=modality,
             seed=0,
+            shortcuts=shortcuts,
         )
         positions = self.settings["speaker_positions"] if speakers else None
         return request, GivenTensors(video, audio, image, io["text"], io["negative_text"], positions)
@@ -145,7 +151,8 @@ def compare(tiny: Tiny, name: str, case: str, plans: Sequence[RankPlan | None]) 
     return rows
 
 
-CASES = ("timbre", "image", "odd", "isolated", "audio", "video", "plain")
+CASES = ("timbre", "image", "odd", "isolated", "audio", "video", "plain", "cached", "intervals")
+ALL_WAYS = ("timbre", "odd", "audio", "cached", "intervals")
 
 
 def equality(rank: int, folder: Path) -> dict[str, Any]:
@@ -157,7 +164,12 @@ def equality(rank: int, folder: Path) -> dict[str, Any]:
     tiny = Tiny("tiny")
     rows = []
     for case in CASES:
-        rows += compare(tiny, "tiny", case, [ulysses, *(others if case in ("timbre", "odd", "audio") else [])])
+        rows += compare(
+            tiny,
+            "tiny",
+            case,
+            [ulysses, *(others if case in ("timbre", "odd", "audio", "cached", "intervals") else [])],
+        )
     rows += compare(tiny, "tiny", "timbre", [None])
     rows += compare(Tiny("tiny_split"), "tiny_split", "timbre", [ulysses])
     batch_below, passes.BATCH_BELOW_TOKENS, parallel.BATCH_BELOW_TOKENS = passes.BATCH_BELOW_TOKENS, 0, 0

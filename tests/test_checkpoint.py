@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from benchmarks.loading import peak_over_weights, write_checkpoint
 from nava_core import bundle, checkpoint, hub, weights
 from nava_core.bundle import find_bundle, pipeline_defaults, read_settings
 from nava_core.checkpoint import load_pipeline
@@ -309,70 +309,14 @@ def test_asking_what_there_is_reads_nothing(monkeypatch):
     assert lazy.shape_of("head.head.weight") == (192, 96)
 
 
-MEASURE_LOADING = """
-import json, sys, torch
-from pathlib import Path
-from nava_core.models.transformer_nava import NavaTransformer3DModel
-
-def memory(field):
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
-
-Path("/proc/self/clear_refs").write_text("5")  # forgets the peak so far
-before = memory("VmRSS")
-model = NavaTransformer3DModel.from_official(sys.argv[1], json.loads(sys.argv[2]), dtype=torch.bfloat16)
-peak = memory("VmHWM") - before
-weights = sum(p.numel() * p.element_size() for p in model.parameters())
-print(peak / weights)
-"""
-
-
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="the peak is read from /proc")
 @pytest.mark.parametrize("suffix", [".safetensors", ".ckpt"])
 def test_loading_needs_little_more_memory_than_the_weights(suffix, tmp_path):
-    """Counted is all resident memory, also the mapped pages of the file, which is twice the weights' size.
-
-    The tensors are small beside the model, as they are in the 6.3B one: one of them at a time is there twice.
-    """
-    config = {
-        "dim": 512,
-        "ffn_dim": 3072,
-        "num_heads": 4,
-        "num_double_layers": 2,
-        "num_single_layers": 10,
-        "text_dim": 512,
-        "add_spk_emb": True,
-        "no_split_norm_ffn": True,
-    }
-    with torch.device("meta"):
-        model = NavaTransformer3DModel(
-            num_attention_heads=4,
-            attention_head_dim=128,
-            ffn_dim=3072,
-            num_layers=2,
-            num_single_layers=10,
-            text_dim=512,
-        )
-    tensors = {f"backbone.{official_name(name, 2)}": torch.zeros(t.shape) for name, t in model.state_dict().items()}
+    """Counted is all resident memory, also the mapped pages of the file, which is twice the weights' size."""
     path = tmp_path / f"NAVA{suffix}"
-    if suffix == ".ckpt":
-        torch.save({"state_dict": tensors}, path)
-    else:
-        save_file(tensors, path)
-    assert path.stat().st_size > 200e6
-    command = [sys.executable, "-c", MEASURE_LOADING, str(path), json.dumps(config)]
-    run = subprocess.run(command, capture_output=True, text=True, cwd=checkpoint.REPOSITORY, check=False)
-    assert run.returncode == 0, run.stderr
-    assert 1.0 <= float(run.stdout) <= 1.1
-
-
-def official_name(name: str, double_layers: int) -> str:
-    if not name.startswith("transformer_blocks."):
-        return name
-    _, index, rest = name.split(".", 2)
-    first = int(index) < double_layers
-    return f"double_blocks.{index}.{rest}" if first else f"single_blocks.{int(index) - double_layers}.{rest}"
+    assert write_checkpoint(path) > 200e6
+    assert 1.0 <= peak_over_weights(path) <= 1.1
 
 
 def test_a_bundle_is_found_in_its_published_form():

@@ -299,3 +299,55 @@ def test_scripts_from_anywhere(tmp_path: Path, script: str, suffix: str, clips: 
     made = list((tmp_path / "eval_results").iterdir())
     assert len(made) == clips
     assert all(path.suffix == suffix for path in made)
+
+
+def parse(*flags: str) -> Any:
+    return inference_nava.parse_arguments(["--data_file", "lines.txt", *flags])
+
+
+def test_published_layout_switches_go_before_the_profile() -> None:
+    from nava_core.options import layout_of
+
+    assert layout_of(parse()) == {} and parse().profile == "auto"
+    switched = parse("--profile", "24gb", "--t5_offload", "--group_offload", "--vae_tiling")
+    assert layout_of(switched) == {
+        "text_encoder": "streamed",
+        "blocks": "offloaded",
+        "weights": "stored",
+        "vae": "tiled",
+    }
+
+
+def test_shortcuts_and_loras_are_read(tmp_path: Path) -> None:
+    from nava_core.options import shortcuts_of
+    from nava_core.request import Shortcuts
+
+    assert shortcuts_of(parse()) == Shortcuts() and parse().lora == []
+    args = parse("--step_cache", "0.1", "--align_steps", "0:0.5", "--negative_steps", ":0.8", "--timbre_steps", "0.2:")
+    assert shortcuts_of(args) == Shortcuts(0.1, negative=(0.0, 0.8), align=(0.0, 0.5), timbre=(0.2, 1.0))
+    odd = tmp_path / "a:2"
+    odd.touch()
+    args = parse("--lora", "fast.safetensors:0.5", "--lora", "c:/models/style.safetensors", "--lora", str(odd))
+    assert args.lora == [("fast.safetensors", 0.5), ("c:/models/style.safetensors", 1.0), (str(odd), 1.0)]
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (("--align_steps", "0.5"), "give START:STOP"),
+        (("--align_steps", "0.8:0.2"), "give START:STOP"),
+        (("--profile", "7gb"), "12gb"),
+    ],
+)
+def test_impossible_flags_are_refused(flags: tuple[str, ...], words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        parse(*flags)
+    assert words in capsys.readouterr().err
+
+
+def test_a_recipe_says_what_was_approximated(run: Any, tmp_path: Path) -> None:
+    path = write_lines(tmp_path / "lines.txt", "A cafe.")
+    assert run(path, "--step_cache", "0.5", "--align_steps", "0:0.5") == 0
+    recipe = read_recipe(tmp_path / "out" / outputs(tmp_path)[0])
+    assert recipe["shortcuts"]["step_cache"] == 0.5 and recipe["shortcuts"]["align"] == [0.0, 0.5]
+    assert run(path, "--step_cache", "7", "--seed", "9") == 2

@@ -50,7 +50,11 @@ def check_traffic(row: dict[str, Any], rows: tuple[dict[str, Any], ...]) -> None
     for rank, other in enumerate(rows):
         traffic = other["traffic"]
         calls = traffic["gathers"]
-        assert traffic["exchanges"] == 2 * row["layers"] * calls
+        if row["case"] == "cached":  # the ranks with work agree on each step after the first, and skip one at least
+            assert traffic["exchanges"] < 2 * row["layers"] * calls or calls == 0
+            assert traffic["sums"] == (workers.STEPS - 1 if plan.group_of(rank) is not None else 0)
+        else:
+            assert traffic["exchanges"] == 2 * row["layers"] * calls and traffic["sums"] == 0
         assert (calls > 0) == (plan.sequence_ranks > 1 and plan.group_of(rank) is not None) or row["case"] == "plain"
         assert (traffic["shares"] > 0) == (plan.sequence_ranks < len(rows))
 

@@ -80,6 +80,8 @@ def encode_prompt(
     """
     import torch  # late: counting tokens needs none of it
 
+    from nava_core.placement import working_device
+
     speech = _as_speech(prompt)
     tokens = _tokenise(tokenizer, speech)
     count = _count(tokens, max_tokens)
@@ -94,7 +96,7 @@ def encode_prompt(
             count.cut,
         )
         ids = [*ids[: max_tokens - 1], ids[-1]]
-    input_ids = torch.tensor([ids], device=text_encoder.device)
+    input_ids = torch.tensor([ids], device=working_device(text_encoder))
     with torch.no_grad():
         states = text_encoder(input_ids=input_ids, attention_mask=torch.ones_like(input_ids)).last_hidden_state
     return TextConditioning(states[0], input_ids[0].cpu(), tokens.speaker_positions, count)

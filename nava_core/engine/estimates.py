@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from nava_core.guidance import plan_guidance
+from nava_core.guidance import step_plans
 from nava_core.latents import SPATIAL_FACTOR, LatentGeometry
 from nava_core.request import GenerationRequest, ModelSpec
 
@@ -78,10 +78,15 @@ def settings_of(request: GenerationRequest, spec: ModelSpec) -> Settings:
     geometry = LatentGeometry.for_clip(
         request.modality, request.width, request.height, request.num_frames, request.seconds
     )
-    plan = plan_guidance(request.guidance, request.modality, request.has_references)
+    passes = [len(plan.passes) for plan in step_plans(request)]
     patch = spec.spatial_multiple // SPATIAL_FACTOR  # latents along each side of a token
     picture = geometry.latent_frames * geometry.latent_height * geometry.latent_width // patch**2
-    return Settings(request.modality, picture + geometry.audio_tokens, request.num_inference_steps, len(plan.passes))
+    return Settings(
+        request.modality,
+        picture + geometry.audio_tokens,
+        request.num_inference_steps,
+        round(sum(passes) / len(passes)),
+    )
 
 
 def predict(history: Sequence[RunTimes], settings: Settings) -> Estimate | None:

@@ -81,7 +81,9 @@ class InProcessRunner:
         except BaseException as error:
             logger.exception("job %s failed", task.job_id)
             full = is_disk_full(error)
-            failure = RunFailed(disk_full(task.output.parent, "the clip") if full else explain(error, task.request))
+            profile = None if self._pipeline is None else self._pipeline.profile
+            words = disk_full(task.output.parent, "the clip") if full else explain(error, task.request, profile)
+            failure = RunFailed(words)
         # Outside the handlers: there the traceback would still hold the run's tensors.
         release_memory()
         raise failure

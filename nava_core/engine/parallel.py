@@ -23,9 +23,9 @@ from __future__ import annotations
 import logging
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import cache, partial
 from typing import Any, NoReturn
@@ -36,19 +36,26 @@ from torch import Tensor
 
 from nava_core.engine.rank_plan import RankPlan, check_plan, plan_ranks, sharing_degrees, spread_passes
 from nava_core.engine.ulysses import RankFailure, SequenceExchange, SequenceSharding, Traffic, reaching_others
+from nava_core.execution import Execution
 from nava_core.export import FrameProgress, save_output
 from nava_core.guidance import GuidancePlan, Pass
 from nava_core.models.transformer_nava import NavaTransformer3DModel
-from nava_core.passes import BATCH_BELOW_TOKENS, PassRunner, PromptEncodings
+from nava_core.passes import (
+    BATCH_BELOW_TOKENS,
+    EXECUTION,
+    PassRunner,
+    PromptEncodings,
+    TextContexts,
+    Velocities,
+)
 from nava_core.pipeline import GivenTensors, NavaPipeline, NavaPipelineOutput, StepCallback
 from nava_core.request import GenerationCancelled, GenerationRequest
+from nava_core.step_cache import step_cache
 
 logger = logging.getLogger(__name__)
 
 SETTLE = 5.0
 """Seconds that a rank with an error inside the steps waits for the others to have it too."""
-
-Velocities = dict[Pass, Tensor | None]
 
 
 class PeerError(RuntimeError):
@@ -202,6 +209,19 @@ class Parallelism:
             self._exchanges[plan.sequence_ranks] = SequenceExchange(shared, self.traffic)
         return self._exchanges[plan.sequence_ranks]
 
+    def adding(self, plan: RankPlan) -> Callable[[Tensor], None] | None:
+        """Adds a tensor up, in place, over the ranks that have work under `plan`; None where this rank has none."""
+        if plan.busy == 1 or plan.group_of(self.rank) is None:
+            return None
+
+        def add(values: Tensor) -> None:
+            shared = self.group if plan.busy == self.ranks else _subgroup(self.group, tuple(range(plan.busy)))
+            with reaching_others():
+                dist.all_reduce(values, group=shared)
+            self.traffic.sums += 1
+
+        return add
+
     def start_request(self) -> None:
         """Forget what the last request did."""
         self.has_met = False
@@ -265,7 +285,9 @@ class Parallelism:
     def _begun(self) -> tuple[int, ...]:
         """How many collectives of each kind this request has begun; the last kind is among all ranks."""
         before, now = self._traffic_before, self.traffic
-        return tuple(getattr(now, kind) - getattr(before, kind) for kind in ("exchanges", "gathers", "halos", "shares"))
+        return tuple(
+            getattr(now, kind) - getattr(before, kind) for kind in ("exchanges", "gathers", "halos", "sums", "shares")
+        )
 
     def _gather(self, value: Any) -> list[Any]:
         values: list[Any] = [None] * self.ranks
@@ -284,6 +306,21 @@ def _subgroup(group: dist.ProcessGroup, members: tuple[int, ...], backend: str |
     return made
 
 
+@dataclass(frozen=True)
+class _Place:
+    """What this rank does in the steps of one plan.
+
+    group: where it works, None for an idle one. sources: which rank sends a pass to all; None: all have all. agree: adds
+    a step cache's numbers up over all ranks that have work.
+    """
+
+    group: int | None
+    runner: PassRunner
+    exchange: SequenceExchange | None
+    sources: dict[Pass, int] | None
+    agree: Callable[[Tensor], None] | None
+
+
 class ParallelPassRunner:
     """`PassRunner` on many ranks: each group runs its passes, and every rank gets the velocities of all."""
 
@@ -295,57 +332,87 @@ class ParallelPassRunner:
         encodings: PromptEncodings,
         tokens: int,
         first_frame_is_clean: bool,
+        execution: Execution = EXECUTION,
     ):
         self.state = state
         self.transformer = transformer
         self.guidance_plan = plan
-        self._settings = (transformer, plan, encodings, tokens, first_frame_is_clean)
+        self._settings = (encodings, tokens, first_frame_is_clean)
+        self._execution = execution
         self._tokens = tokens
-        self._runner: PassRunner | None = None
-        self._exchange: SequenceExchange | None = None
-        self._sources: dict[Pass, int] | None = None  # which rank sends a pass to all; None: all have all
+        self._contexts: TextContexts | None = None
+        self._places: dict[tuple[tuple[Pass, tuple[bool, bool]], ...], _Place] = {}
 
-    def __call__(self, video: Tensor | None, audio: Tensor | None, timestep: Tensor) -> tuple[Velocities, Velocities]:
+    def __call__(
+        self, video: Tensor | None, audio: Tensor | None, timestep: Tensor, plan: GuidancePlan | None = None
+    ) -> Velocities:
         """Velocities of video (channels, frames, height, width) and audio (tokens, channels) for each pass."""
-        if self._runner is None:
-            self._runner = self._start(video, audio)
-        with self.state.sharing(self._exchange):
-            own = self._runner(video, audio, timestep)
-        return own if self._sources is None else self._shared(own, video, audio)
+        plan = self.guidance_plan if plan is None else plan
+        if not self._places:
+            self._meet(video, audio)
+        key = tuple((kind, plan.streams(kind)) for kind in plan.passes)
+        if key not in self._places:
+            self._places[key] = self._find_place(plan, video, audio)
+        place = self._places[key]
+        self.state.place = place.group
+        cache = step_cache(self.transformer)
+        if cache is not None:
+            cache.agree = place.agree
+        with self.state.sharing(place.exchange):
+            own = place.runner(video, audio, timestep, plan)
+        return own if place.sources is None else self._shared(own, place.sources, plan, video, audio)
 
-    def _start(self, video: Tensor | None, audio: Tensor | None) -> PassRunner:
-        """Meet the others, then find this rank's place; all ranks come to the same plan."""
-        state, passes = self.state, self.guidance_plan.passes
+    def _meet(self, video: Tensor | None, audio: Tensor | None) -> None:
         noise = [None if latents is None else latents.flatten()[:8].tolist() for latents in (video, audio)]
-        state.meet((noise, self._tokens, [kind.value for kind in passes]))
+        self.state.meet((noise, self._tokens, [kind.value for kind in self.guidance_plan.passes]))
+
+    def _find_place(self, guidance: GuidancePlan, video: Tensor | None, audio: Tensor | None) -> _Place:
+        """This rank's place in the steps with these passes; all ranks come to the same plan."""
+        state, passes = self.state, guidance.passes
         pass_tokens = [
             self.transformer.token_count(video if with_video else None, audio if with_audio else None)
-            for with_video, with_audio in map(self.guidance_plan.streams, passes)
+            for with_video, with_audio in map(guidance.streams, passes)
         ]
         plan = state.forced_plan or plan_ranks(state.ranks, state.heads, pass_tokens, BATCH_BELOW_TOKENS)
+        if plan.groups > len(passes):  # a forced plan, in steps with fewer passes
+            plan = replace(plan, groups=len(passes))
         if plan.sequence_ranks > 1 and 2 * plan.sequence_ranks > min(pass_tokens):
             raise ValueError(f"{plan.sequence_ranks} ranks cannot share {min(pass_tokens)} tokens; plan fewer")
-        if plan.sequence_ranks > 1 and self.transformer.is_cache_enabled:
+        if plan.sequence_ranks > 1 and self.transformer.is_cache_enabled and step_cache(self.transformer) is None:
             raise ValueError(
-                "a step cache decides by each rank's own tokens, so that ranks would part; "
-                "call transformer.disable_cache(), or run on one rank"
+                "this step cache decides by each rank's own tokens, so that ranks would part; call "
+                "transformer.disable_cache() and ask for Shortcuts(step_cache=...), whose ranks agree"
             )
         spread = spread_passes(pass_tokens, plan.groups)
         logger.debug("%s for passes of %s tokens", plan, pass_tokens)
-        group = state.place = plan.group_of(state.rank)
-        self._exchange = state.exchange(plan)
+        group = plan.group_of(state.rank)
+        sources = None
         if plan.sequence_ranks < state.ranks:
-            self._sources = {passes[index]: plan.members(group)[0] for group, own in enumerate(spread) for index in own}
-        return PassRunner(*self._settings, only=[] if group is None else [passes[index] for index in spread[group]])
+            sources = {passes[index]: plan.members(group)[0] for group, own in enumerate(spread) for index in own}
+        only = [] if group is None else [passes[index] for index in spread[group]]
+        runner = PassRunner(
+            self.transformer,
+            guidance,
+            *self._settings,
+            only=only,
+            execution=self._execution,
+            contexts=self._contexts,
+        )
+        self._contexts = runner.contexts
+        return _Place(group, runner, state.exchange(plan), sources, state.adding(plan))
 
     def _shared(
-        self, own: tuple[Velocities, Velocities], video: Tensor | None, audio: Tensor | None
-    ) -> tuple[Velocities, Velocities]:
+        self,
+        own: Velocities,
+        sources: dict[Pass, int],
+        plan: GuidancePlan,
+        video: Tensor | None,
+        audio: Tensor | None,
+    ) -> Velocities:
         """Each pass from the first rank of its group to all, both streams in one float32 tensor."""
-        assert self._sources is not None
-        shared: tuple[Velocities, Velocities] = ({}, {})
-        for kind in self.guidance_plan.passes:
-            carried = self.guidance_plan.streams(kind)
+        shared: Velocities = ({}, {})
+        for kind in plan.passes:
+            carried = plan.streams(kind)
             streams = [latents for latents, is_carried in zip((video, audio), carried, strict=True) if is_carried]
             sizes = [latents.numel() for latents in streams if latents is not None]
             if kind in own[0]:
@@ -354,7 +421,7 @@ class ParallelPassRunner:
             else:
                 buffer = self._like(video, audio).new_empty(sum(sizes), dtype=torch.float32)
             with reaching_others():
-                dist.broadcast(buffer, group=self.state.group, group_src=self._sources[kind])
+                dist.broadcast(buffer, group=self.state.group, group_src=sources[kind])
             self.state.traffic.shares += 1
             parts = iter(buffer.split(sizes))
             for velocities, latents, is_carried in zip(shared, (video, audio), carried, strict=True):

@@ -184,7 +184,7 @@ class _Attempt:
     def _explained(self, error: BaseException) -> JobError:
         if is_disk_full(error):
             return disk_full(self._task.output.parent, "the clip")
-        return explain(error, self._task.request)
+        return explain(error, self._task.request, self._rank.pipeline.profile)
 
     def _unsurvivable(self, failure: RankFailure) -> Exception:
         own = failure.__cause__

@@ -18,6 +18,7 @@ class PipelineSource:
     model: str | None = None
     device: str | None = None
     dtype: str | None = None
+    profile: str | None = None
 
     def load(self) -> NavaPipeline:
         """Load it. Raises ValueError as `load_pipeline` does."""
@@ -28,4 +29,4 @@ class PipelineSource:
         if self.dtype is not None and self.dtype not in PRECISIONS:
             raise ValueError(f"dtype is {self.dtype!r}; choose one of {', '.join(PRECISIONS)}")
         dtype = None if self.dtype is None else getattr(torch, self.dtype)
-        return load_pipeline(self.model, device=self.device, dtype=dtype)
+        return load_pipeline(self.model, device=self.device, dtype=dtype, profile=self.profile)

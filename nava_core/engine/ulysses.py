@@ -19,8 +19,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Self
 
 import torch
 import torch.distributed as dist
@@ -56,13 +56,15 @@ class Traffic:
     """What a rank has begun to exchange so far; equal on ranks that did the same.
 
     exchanges: all-to-all calls, 2 a layer. gathers: one a pass. shares: velocities of a pass sent to all ranks.
-    halos: edges of a picture sent to neighbours (decoding). bytes_sent: to other ranks, by exchanges and gathers.
+    halos: edges of a picture sent to neighbours (decoding). sums: decisions of a step cache.
+    bytes_sent: to other ranks, by exchanges and gathers.
     """
 
     exchanges: int = 0
     gathers: int = 0
     shares: int = 0
     halos: int = 0
+    sums: int = 0
     bytes_sent: int = 0
 
 
@@ -80,6 +82,10 @@ class ShardedLayout(TokenLayout):
         first, last = share(whole.audio, exchange.ranks, exchange.rank)
         clean = min(max(whole.clean - start, 0), stop - start)
         return cls(stop - start, last - first, clean, whole.isolated, whole=whole, exchange=exchange)
+
+    def samples(self, start: int, stop: int) -> Self:
+        """The layout of some samples of a batch."""
+        return replace(self, isolated=self.isolated[start:stop], whole=self.whole.samples(start, stop))
 
     def rows(self, rank: int) -> tuple[slice, slice]:
         """Where a rank's video and audio rows lie in the whole sequence."""

@@ -76,16 +76,20 @@ class GatedConv1d(nn.Module):
         return self.w2(F.silu(self.w1(hidden_states)) * self.w3(hidden_states))
 
 
-class NavaAudioPatchEmbed(nn.Sequential):
-    """Audio latents (batch, tokens, channels) -> (batch, tokens, dim), each token seeing its neighbours."""
+class NavaAudioPatchEmbed(nn.Module):
+    """Audio latents (batch, tokens, channels) -> (batch, tokens, dim), each token seeing its neighbours.
+
+    No `nn.Sequential`, which the library's group offloading would take apart.
+    """
 
     def __init__(self, in_channels: int, dim: int, kernel_size: int = 7):
-        super().__init__(
-            nn.Conv1d(in_channels, dim, kernel_size, padding=kernel_size // 2), nn.SiLU(), GatedConv1d(dim, kernel_size)
-        )
+        super().__init__()
+        self.add_module("0", nn.Conv1d(in_channels, dim, kernel_size, padding=kernel_size // 2))
+        self.add_module("2", GatedConv1d(dim, kernel_size))
 
     def forward(self, audio: Tensor) -> Tensor:
-        return super().forward(audio.transpose(1, 2)).transpose(1, 2)
+        hidden_states = F.silu(self.get_submodule("0")(audio.transpose(1, 2)))
+        return self.get_submodule("2")(hidden_states).transpose(1, 2)
 
 
 class NavaSpeakerEmbedding(nn.Module):

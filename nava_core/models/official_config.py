@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 from nava_core.weights import LazyTensors, RenamedTensors
@@ -75,12 +76,23 @@ _BLOCK_LISTS = {
 
 def renamed_blocks(tensors: LazyTensors, settings: Mapping[str, Any]) -> LazyTensors:
     """The official tensors under the model's names: three lists of blocks become one."""
+    first_index = _first_indices(settings)
+    names = {_model_name(name, first_index): (tensors, name) for name in tensors}
+    return RenamedTensors(names, undo=lambda name: _official_name(name, first_index))
+
+
+def block_renamer(settings: Mapping[str, Any]) -> Callable[[str], str]:
+    """From the official name of a tensor or a module to the model's; other names stay."""
+    return partial(_model_name, first_index=_first_indices(settings))
+
+
+def _first_indices(settings: Mapping[str, Any]) -> dict[str, int]:
+    """Where each official list of blocks begins in the model's one list."""
     first_index, offset = {}, 0
     for official, key in _BLOCK_LISTS.items():
         first_index[official] = offset
         offset += settings.get(key, _LAYER_DEFAULTS[key])
-    names = {_model_name(name, first_index): (tensors, name) for name in tensors}
-    return RenamedTensors(names, undo=lambda name: _official_name(name, first_index))
+    return first_index
 
 
 def _model_name(official: str, first_index: Mapping[str, int]) -> str:

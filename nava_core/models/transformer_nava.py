@@ -43,6 +43,9 @@ from nava_core.models.embeddings_nava import (
 from nava_core.models.official_config import renamed_blocks, transformer_config
 from nava_core.weights import backbone_tensors, empty_weights, load_strictly
 
+FFN_CHUNK_SIZE = 8192
+"""Rows that a feed-forward network takes at once by default: enough to fill any device."""
+
 
 @dataclass
 class NavaTransformerOutput(BaseOutput):
@@ -106,6 +109,26 @@ def gated_sum(hidden_states: Tensor, parts: Sequence[Tensor], pieces: Sequence[T
     return torch.cat(summed, dim=1)
 
 
+class NavaFeedForward(nn.Sequential):
+    """Linear, tanh-GELU, linear. In sampling `chunk_size` rows at a time, since the wide middle would be a clip's
+    largest tensor (0.94 GB at 32,712 tokens) and rows do not depend on each other; None takes all at once.
+    """
+
+    def __init__(self, dim: int, ffn_dim: int):
+        super().__init__(nn.Linear(dim, ffn_dim), nn.GELU(approximate="tanh"), nn.Linear(ffn_dim, dim))
+        self.chunk_size: int | None = FFN_CHUNK_SIZE
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        """(batch, tokens, dim) -> the same shape."""
+        size = self.chunk_size
+        if size is None or hidden_states.shape[1] <= size or torch.is_grad_enabled():
+            return super().forward(hidden_states)
+        result = torch.empty_like(hidden_states)
+        for rows, filled in zip(hidden_states.split(size, dim=1), result.split(size, dim=1), strict=True):
+            filled.copy_(super().forward(rows))
+        return result
+
+
 class NavaTransformerBlock(nn.Module):
     """One layer. streams=2: video and audio have their own parameters (alignment layer); 1: shared (fusion layer).
 
@@ -123,8 +146,7 @@ class NavaTransformerBlock(nn.Module):
             self.add_module(f"modulation{suffix}", NavaModulation(6, dim))
         for suffix in STREAM_SUFFIXES[: self.ffn_streams]:
             self.add_module(f"norm3{suffix}", nn.LayerNorm(dim, eps))
-            gelu = nn.GELU(approximate="tanh")
-            self.add_module(f"ffn{suffix}", nn.Sequential(nn.Linear(dim, ffn_dim), gelu, nn.Linear(ffn_dim, dim)))
+            self.add_module(f"ffn{suffix}", NavaFeedForward(dim, ffn_dim))
 
     def forward(
         self,
@@ -266,6 +288,7 @@ class NavaTransformer3DModel(ModelMixin, ConfigMixin, AttentionMixin, PeftAdapte
         Args:
             hidden_states: video latents (batch, channels, latent frames, height, width); left out for audio alone.
             audio_hidden_states: audio latents (batch, tokens, channels); left out for video alone.
+                Streams of batch 1 with a text of batch n are the same latents in n passes, embedded once.
             timestep: diffusion times 0..1000, (batch,); one value of shape (1,) for all is the cheaper way.
             encoder_hidden_states: text states (batch, rows, text_dim), or the result of `encode_context`, which lets
                 many passes share one projection of the text.
@@ -290,13 +313,16 @@ class NavaTransformer3DModel(ModelMixin, ConfigMixin, AttentionMixin, PeftAdapte
             tokens.append(video_tokens.flatten(2).transpose(1, 2))  # (b, dim, f, h, w) -> (b, f*h*w, dim)
         if audio_hidden_states is not None:
             tokens.append(self.patch_embedding_audio(audio_hidden_states.to(self.dtype)))
+        batch = context.states.shape[0]
         tokens_joined = join(tokens)
+        if tokens_joined.shape[0] != batch:
+            tokens_joined = tokens_joined.expand(batch, -1, -1)
         audio_count = 0 if audio_hidden_states is None else audio_hidden_states.shape[1]
         layout = TokenLayout(
             video=math.prod(grid),
             audio=audio_count,
             clean=grid[1] * grid[2] if first_frame_is_clean else 0,
-            isolated=self._isolated(isolate_modalities, tokens_joined.shape[0]),
+            isolated=self._isolated(isolate_modalities, batch),
         )
         time_states, time_rows = self._embed_time(timestep, clean_first_frame=layout.clean > 0)
         rotary = self.rope(grid, audio_count, tokens_joined.device, tokens_joined.dtype)
@@ -324,6 +350,7 @@ class NavaTransformer3DModel(ModelMixin, ConfigMixin, AttentionMixin, PeftAdapte
         encoder_hidden_states: Tensor,
         speaker_embeds: Tensor | None = None,
         speaker_positions: Sequence[Sequence[int]] | None = None,
+        keep: bool = True,
     ) -> NavaTextContext:
         """Text and speaker rows that all layers attend to (NAVA.md sections 2 and 3: timbre in context).
 
@@ -331,6 +358,7 @@ class NavaTransformer3DModel(ModelMixin, ConfigMixin, AttentionMixin, PeftAdapte
             encoder_hidden_states: (batch, rows <= text_len, text_dim); zero rows are added up to text_len.
             speaker_embeds: (batch, speakers, speaker_dim). A silent one (zeros) becomes the null token.
             speaker_positions: for each sample the text row that each of its speakers replaces; may be shorter.
+            keep: see `NavaTextContext`.
         """
         text_dim, text_len = self.config.text_dim, self.config.text_len
         if encoder_hidden_states.ndim != 3 or encoder_hidden_states.shape[2] != text_dim:
@@ -344,7 +372,7 @@ class NavaTransformer3DModel(ModelMixin, ConfigMixin, AttentionMixin, PeftAdapte
         padded = torch.nn.functional.pad(encoder_hidden_states.to(self.dtype), (0, 0, 0, text_len - rows))
         states = self.text_embedding(padded)
         if speaker_embeds is None:
-            return NavaTextContext(states)
+            return NavaTextContext(states, keep)
         if self.speaker_embedding is None:
             raise ValueError("speaker_embeds were given, but this model was trained without speaker tokens")
         samples, embeds = _speaker_rows(speaker_embeds, speaker_positions, states.shape[:2])
@@ -352,7 +380,19 @@ class NavaTransformer3DModel(ModelMixin, ConfigMixin, AttentionMixin, PeftAdapte
             speakers = self.speaker_embedding(embeds.to(states.device)).to(states.dtype)
             indices = tuple(torch.tensor(index, device=states.device) for index in samples)
             states = states.index_put(indices, speakers)
-        return NavaTextContext(states)
+        return NavaTextContext(states, keep)
+
+    def enable_forward_chunking(self, chunk_size: int | None = FFN_CHUNK_SIZE, dim: int = 1) -> None:
+        """Rows (tokens, so `dim` is 1) that the feed-forward networks take at once; None: all. Changes no result."""
+        if dim != 1 or (chunk_size is not None and chunk_size < 1):
+            raise ValueError(f"chunks of {chunk_size} along axis {dim}; give 1 row or more, or None, along axis 1")
+        for module in self.modules():
+            if isinstance(module, NavaFeedForward):
+                module.chunk_size = chunk_size
+
+    def disable_forward_chunking(self) -> None:
+        """The feed-forward networks take all rows at once."""
+        self.enable_forward_chunking(None)
 
     def token_count(self, video: Tensor | None, audio: Tensor | None) -> int:
         """Sequence length for latents (..., frames, height, width) and (tokens, channels)."""
@@ -399,10 +439,11 @@ class NavaTransformer3DModel(ModelMixin, ConfigMixin, AttentionMixin, PeftAdapte
                 f"audio_hidden_states has the shape {tuple(audio.shape)}; expected (batch, tokens, "
                 f"{config.audio_in_channels})"
             )
-        batches = {stream.shape[0] for stream in (video, audio) if stream is not None} | {context.states.shape[0]}
-        if len(batches) > 1 or timestep.shape not in {(1,), (next(iter(batches)),)}:
+        batch = context.states.shape[0]
+        batches = {stream.shape[0] for stream in (video, audio) if stream is not None}
+        if batches not in ({1}, {batch}) or timestep.shape not in {(1,), (batch,)}:
             raise ValueError(
-                f"batch sizes differ: streams and text {sorted(batches)}, timestep {tuple(timestep.shape)}"
+                f"batch sizes differ: streams {sorted(batches)}, text {batch}, timestep {tuple(timestep.shape)}"
             )
 
     def _isolated(self, isolate_modalities: bool | Sequence[bool], batch: int) -> tuple[bool, ...]:
