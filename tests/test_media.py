@@ -393,7 +393,9 @@ def export_parts():
     torch.set_num_threads(1)
     audio_vae, vocoder = load_audio_parts(AUDIO_WEIGHTS, torch.float32)
     vae = load_video_vae(VIDEO_WEIGHTS, torch.float32)
-    pipeline = SimpleNamespace(vae=vae, audio_vae=audio_vae, vocoder=vocoder, spec=ModelSpec("tiny"))
+    pipeline = SimpleNamespace(
+        vae=vae, audio_vae=audio_vae, vocoder=vocoder, spec=ModelSpec("tiny"), decodes_alone=False
+    )
     return pipeline, GenerationRequest("雨夜 ~~你好~~", num_frames=13).resolve(ModelSpec("tiny"))
 
 

@@ -310,8 +310,8 @@ def _subgroup(group: dist.ProcessGroup, members: tuple[int, ...], backend: str |
 class _Place:
     """What this rank does in the steps of one plan.
 
-    group: where it works, None for an idle one. sources: which rank sends a pass to all; None: all have all. agree: adds
-    a step cache's numbers up over all ranks that have work.
+    group: where it works, None for an idle one. sources: which rank sends a pass to all; None: all have all.
+    agree: adds a step cache's numbers up over all ranks that have work.
     """
 
     group: int | None
