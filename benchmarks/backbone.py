@@ -233,9 +233,9 @@ def bare_part(budget: float) -> list[Row]:
     in_bfloat16 = bfloat16_overheads()["seconds"][1]
     detail = {
         "summary": f"{ours:.2f} s against {bare:.2f} s bare, a pass of {_tokens(inputs):,} tokens ({where()}), "
-        f"products at {tflop / bare * 1000:.0f} GFLOP/s; outside them {overhead:.2f} s, in bfloat16 {in_bfloat16:.2f} s, "
-        f"so {calculated([tflop * 1e12] * 2, [in_bfloat16, 0.0]):.2f} with products at 1 TFLOP/s (calculated, with "
-        "this processor's overhead)",
+        f"products at {tflop / bare * 1000:.0f} GFLOP/s; outside them {overhead:.2f} s, in bfloat16 "
+        f"{in_bfloat16:.2f} s, so {calculated([tflop * 1e12] * 2, [in_bfloat16, 0.0]):.2f} with products at 1 "
+        "TFLOP/s (calculated, with this processor's overhead)",
         "our_seconds": ours,
         "bare_seconds": bare,
         "overhead_seconds": overhead,
