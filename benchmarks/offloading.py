@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from nava_core.execution import Execution
-from nava_core.offload import offload_blocks
 from torch import Tensor
 
 from benchmarks.catalogue import row
 from benchmarks.harness import Row
 from benchmarks.subject import make_inputs, make_model
+from nava_core.execution import Execution
 from nava_core.guidance import Pass, plan_guidance
+from nava_core.offload import offload_blocks
 from nava_core.passes import PassRunner, PromptEncodings
 from nava_core.request import Guidance
 
