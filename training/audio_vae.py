@@ -30,8 +30,9 @@ from training.common import (
     set_learning_rate,
     warmup_cosine,
 )
-from training.sounds import SoundClip, crossing_frame, sound_clips, true_onsets
+from training.sounds import SoundClip, clips_of, crossing_frame, true_onsets
 
+SAVE_SECONDS = 240
 # The world's noise floor: its median log-mel and a level that it seldom passes.
 SILENCE, SILENCE_TOP = -9.1, -8.4
 # Log-mel above which a sound is heard over the world's noise floor.
@@ -226,7 +227,7 @@ class Trainer:
             if self.step % 25 == 0:
                 self.log.write(self.step, **parts)
                 print(self.step, f"{clock.spent / 60:.2f} min", {k: round(v, 4) for k, v in parts.items()}, flush=True)
-            if clock.spent - saved > 120:
+            if clock.spent - saved > SAVE_SECONDS:
                 saved = clock.spent
                 self.save(saved)
                 print(json.dumps(self.measure(12, 900)), flush=True)
@@ -249,11 +250,14 @@ class AudioVaeTrainer(Trainer):
     """The audio autoencoder on random crops of log-mels."""
 
     def build(self) -> AutoencoderKLLTX2Audio:
-        return build_model(self.config["model"])
+        model = build_model(self.config["model"])
+        if self.config.get("start"):
+            model.load_state_dict(AutoencoderKLLTX2Audio.from_pretrained(self.config["start"]).state_dict())
+        return model
 
     def prepare(self) -> None:
         data = self.config["data"]
-        self.mels = torch.stack([clip.mel for clip in sound_clips(data["clips"], data["shares"], data["seed"])])
+        self.mels = torch.stack([clip.mel for clip in clips_of(data, data["clips"], data["seed"])])
 
     def loss(self) -> tuple[torch.Tensor, dict[str, float]]:
         data = self.config["data"]
@@ -265,7 +269,7 @@ class AudioVaeTrainer(Trainer):
 
     def finish(self) -> None:
         statistics = self.config["statistics"]
-        clips = sound_clips(statistics["clips"], {"world": 1.0}, statistics["seed"])
+        clips = clips_of(self.config["data"], statistics["clips"], statistics["seed"], statistics["shares"])
         set_statistics(self.averaged(), clips, self.model)
         super().finish()
 

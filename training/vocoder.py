@@ -19,7 +19,7 @@ from diffusers.pipelines.ltx2.vocoder import LTX2VocoderWithBWE
 from nava_core.mel import HOP_LENGTH, SAMPLING_RATE, log_mel_spectrogram, mel_filter_bank
 from training.audio_vae import AUDIBLE, SILENCE, Trainer, run
 from training.muon import Muon
-from training.sounds import OUTPUT_RATE, SoundClip, crossing_frame, sound_clips, true_onsets
+from training.sounds import OUTPUT_RATE, SoundClip, clips_of, crossing_frame, true_onsets
 from training.world_sound import NOISE_FLOOR
 
 RATIO = OUTPUT_RATE // SAMPLING_RATE
@@ -156,7 +156,7 @@ class VocoderTrainer(Trainer):
 
     def prepare(self) -> None:
         data = self.config["data"]
-        self.clips = sound_clips(data["clips"], data["shares"], data["seed"])
+        self.clips = clips_of(data, data["clips"], data["seed"])
         self.audio_vae: AutoencoderKLLTX2Audio | None = None
         if self.config["audio_vae"]:
             self.audio_vae = AutoencoderKLLTX2Audio.from_pretrained(
