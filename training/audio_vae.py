@@ -33,6 +33,7 @@ from training.common import (
 from training.sounds import SoundClip, clips_of, crossing_frame, true_onsets
 
 SAVE_SECONDS = 240
+WORLD_ONLY = {"world": 1.0}
 # The world's noise floor: its median log-mel and a level that it seldom passes.
 SILENCE, SILENCE_TOP = -9.1, -8.4
 # Log-mel above which a sound is heard over the world's noise floor.
@@ -252,7 +253,8 @@ class AudioVaeTrainer(Trainer):
     def build(self) -> AutoencoderKLLTX2Audio:
         model = build_model(self.config["model"])
         if self.config.get("start"):
-            model.load_state_dict(AutoencoderKLLTX2Audio.from_pretrained(self.config["start"]).state_dict())
+            started = AutoencoderKLLTX2Audio.from_pretrained(self.config["start"], torch_dtype=torch.float32)
+            model.load_state_dict(started.state_dict())
         return model
 
     def prepare(self) -> None:
@@ -269,7 +271,7 @@ class AudioVaeTrainer(Trainer):
 
     def finish(self) -> None:
         statistics = self.config["statistics"]
-        clips = clips_of(self.config["data"], statistics["clips"], statistics["seed"], statistics["shares"])
+        clips = clips_of(self.config["data"], statistics["clips"], statistics["seed"], statistics.get("shares", WORLD_ONLY))
         set_statistics(self.averaged(), clips, self.model)
         super().finish()
 

@@ -157,6 +157,7 @@ def main() -> None:
     parser.add_argument("--vocoder", type=Path)
     parser.add_argument("--speaker-encoder", type=Path)
     parser.add_argument("--clips", type=int, default=40)
+    parser.add_argument("--splits", nargs="+", default=["train", "held_out"], choices=["train", "held_out"])
     parser.add_argument("--recogniser", default="tiny.en", help="base, tiny.en, a folder, or none")
     parser.add_argument("--timbre", action="store_true", help="judge voices by encoders trained elsewhere")
     parser.add_argument("--out", type=Path)
@@ -169,7 +170,7 @@ def main() -> None:
     codec = Codec(arguments.audio_vae, arguments.vocoder) if arguments.audio_vae and arguments.vocoder else None
     recogniser = WordRecogniser(arguments.recogniser) if arguments.recogniser != "none" else None
     report: dict[str, Any] = {}
-    for split in ("train", "held_out"):
+    for split in arguments.splits:
         cases = list(make_cases(bank, split, arguments.clips))
         sounds = {"original": [case.sound for case in cases]}
         if codec is not None:

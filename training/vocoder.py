@@ -146,7 +146,11 @@ class VocoderTrainer(Trainer):
     model: Any  # torch's types know nothing of a module's parts
 
     def build(self) -> LTX2VocoderWithBWE:
-        return build_model(self.config["model"])
+        model = build_model(self.config["model"])
+        if self.config.get("start"):
+            started: Any = LTX2VocoderWithBWE.from_pretrained(self.config["start"], torch_dtype=torch.float32)
+            model.load_state_dict(started.state_dict())
+        return model
 
     def build_optimizers(self) -> list[torch.optim.Optimizer]:
         rate = self.settings["learning_rate"]
