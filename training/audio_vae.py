@@ -271,7 +271,9 @@ class AudioVaeTrainer(Trainer):
 
     def finish(self) -> None:
         statistics = self.config["statistics"]
-        clips = clips_of(self.config["data"], statistics["clips"], statistics["seed"], statistics.get("shares", WORLD_ONLY))
+        clips = clips_of(
+            self.config["data"], statistics["clips"], statistics["seed"], statistics.get("shares", WORLD_ONLY)
+        )
         set_statistics(self.averaged(), clips, self.model)
         super().finish()
 

@@ -30,7 +30,7 @@ CARRIERS: dict[str, tuple[tuple[str, str], ...]] = {
 
 
 class WordRecogniser:
-    """Recognises words of the lexicon. `model`: a faster-whisper folder, "base" or "tiny.en" from installed packages."""
+    """Recognises words of the lexicon. `model`: a faster-whisper folder, or "base" or "tiny.en" where installed."""
 
     def __init__(self, model: str = "tiny.en", cache: str | Path = "runs/recognisers", threads: int = 1) -> None:
         try:
@@ -47,7 +47,9 @@ class WordRecogniser:
             for spelling in (f" {word}", f" {word.capitalize()}"):
                 pieces = encode(spelling, add_special_tokens=False).ids
                 if len(pieces) != 1:
-                    raise RuntimeError(f"{word!r} is {len(pieces)} pieces of this recogniser's vocabulary; it must be one")
+                    raise RuntimeError(
+                        f"{word!r} is {len(pieces)} pieces of this recogniser's vocabulary; it must be one"
+                    )
                 self.words[pieces[0]] = word
         special = self.model.hf_tokenizer.token_to_id
         self.end = special("<|endoftext|>")

@@ -1,4 +1,4 @@
-"""Sounds to train the audio autoencoder and the vocoder on: impacts, speech, ambience and a wider family around them."""
+"""Sounds to train the audio autoencoder and the vocoder on: impacts, speech, ambience and a wider family of sounds."""
 
 from __future__ import annotations
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import soxr
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -17,8 +18,13 @@ from torch import nn
 from nava_core import ReDimNetSpeakerEncoder
 from nava_core.mel import SAMPLING_RATE
 from training.audio_vae import Trainer, run
+from training.codec import Codec
+from training.common import write_atomically
+from training.sounds import OUTPUT_RATE
 from training.timbre import equal_error_rate, labelled_pairs
 from training.voices import Voice, VoiceBank
+
+DECODED_NAME = "decoded.npz"
 
 
 class MarginSoftmax(nn.Module):
@@ -67,6 +73,25 @@ def disturb(waveform: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return sound.astype(np.float32)
 
 
+def decoded_references(
+    bank: VoiceBank, voices: list[Voice], settings: dict[str, Any], rng: np.random.Generator
+) -> dict[str, np.ndarray]:
+    """References of some voices after the autoencoder and the vocoder: voice name -> float32 (samples,) at 16 kHz."""
+    codec = Codec(settings["audio_vae"], settings["vocoder"])
+    made = {}
+    for index in rng.permutation(len(voices))[: settings["references"]]:
+        sound = bank.reference(voices[index], rng, seconds=settings["seconds"])
+        high = soxr.resample(sound, SAMPLING_RATE, OUTPUT_RATE)
+        decoded = codec(np.stack([high, high]).astype(np.float32)).mean(axis=0)
+        made[voices[index].name] = soxr.resample(decoded, OUTPUT_RATE, SAMPLING_RATE).astype(np.float32)
+    return made
+
+
+def _save(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    with path.open("wb") as file:  # a bare path would be given an ending
+        np.savez(file, **arrays)
+
+
 class SpeakerTrainer(Trainer):
     """Batches of short references of the training voices; each voice is a class."""
 
@@ -78,19 +103,24 @@ class SpeakerTrainer(Trainer):
         return SpeakerModel(self.config, len(self.speakers))
 
     def prepare(self) -> None:
-        """References are put together as they are needed, which is quick; only those that the codec made are stored."""
-        data = self.config["data"]
+        """References are put together as they are needed, which is quick; only those from the codec are stored."""
+        codec = self.config["data"]["codec"]
         self.decoded: dict[str, np.ndarray] = {}
-        if data["decoded"] and Path(data["decoded"]).exists():
-            with np.load(data["decoded"]) as stored:
-                self.decoded = {name: stored[name] for name in stored.files}
+        if not codec:
+            return
+        path = self.out / DECODED_NAME
+        if not path.exists():
+            made = decoded_references(self.bank, self.speakers, codec, np.random.default_rng(self.settings["seed"]))
+            write_atomically(path, lambda temporary: _save(temporary, made))
+        with np.load(path) as stored:
+            self.decoded = {name: stored[name] for name in stored.files}
 
     def _reference(self, voice: Voice, seconds: float) -> np.ndarray:
         length = round(seconds * SAMPLING_RATE)
         if voice.name in self.decoded and self.rng.random() < self.config["data"]["decoded_share"]:
             whole = self.decoded[voice.name]
             start = self.rng.integers(max(len(whole) - length, 1))
-            return np.resize(whole[start : start + length].astype(np.float32) / 32767, length)
+            return np.resize(whole[start : start + length], length)
         return self.bank.reference(voice, self.rng, seconds=seconds)
 
     def loss(self) -> tuple[torch.Tensor, dict[str, float]]:

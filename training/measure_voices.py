@@ -1,6 +1,6 @@
 """How well speech passes through the autoencoder and vocoder, and how well the speaker encoder tells voices apart.
 
-    python -m training.measure_speech --voices runs/voices/voices.npz [--audio-vae FOLDER] [--vocoder FOLDER]
+    python -m training.measure_voices --voices runs/voices/voices.npz [--audio-vae FOLDER] [--vocoder FOLDER]
         [--speaker-encoder FOLDER] [--clips 40] [--recogniser tiny.en] [--timbre] [--out report.json]
 
 Words: the word error rate of the voices as rendered, after the codec (what a perfect backbone would reach), and of
@@ -20,13 +20,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKLLTX2Audio
-from diffusers.pipelines.ltx2.vocoder import LTX2VocoderWithBWE
 
 from nava_core import ReDimNetSpeakerEncoder
 from nava_core.mel import SAMPLING_RATE
+from training.codec import Codec
 from training.recognise import WordRecogniser, word_error_rate
-from training.sounds import CLIP_SAMPLES, OUTPUT_RATE, make_clip, random_utterance
+from training.sounds import CLIP_SAMPLES, OUTPUT_RATE, random_utterance
 from training.speech_scores import mouth_correlation, speech_balance
 from training.timbre import INDEPENDENT, Encoder, alike, equal_error_rate, labelled_pairs, long_enough, nearer_own
 from training.voices import Utterance, Voice, VoiceBank, mix, place
@@ -35,21 +34,6 @@ logger = logging.getLogger(__name__)
 SEED = 7_000_006
 FPS = 24
 SIDES = (0.25, 0.75)
-
-
-class Codec:
-    """Both ways through the autoencoder and the vocoder, from their folders."""
-
-    def __init__(self, audio_vae: str | Path, vocoder: str | Path) -> None:
-        self.audio_vae = AutoencoderKLLTX2Audio.from_pretrained(audio_vae, torch_dtype=torch.float32).eval()
-        self.vocoder: Any = LTX2VocoderWithBWE.from_pretrained(vocoder, torch_dtype=torch.float32).eval()
-
-    @torch.no_grad()
-    def __call__(self, sound: np.ndarray) -> np.ndarray:
-        """`sound` (2, samples) at 48 kHz as the codec gives it back, of the same length."""
-        mel = make_clip(sound).mel
-        decoded = self.audio_vae.decode(self.audio_vae.encode(mel[None]).latent_dist.mode()).sample
-        return self.vocoder(decoded)[0, :, : sound.shape[1]].numpy()
 
 
 @dataclass(frozen=True)
@@ -75,7 +59,9 @@ def make_cases(bank: VoiceBank, split: str, count: int, seed: int = SEED) -> Ite
         yield Case(voice, utterance, start, pan, sound)
 
 
-def measure_words(cases: list[Case], sounds: dict[str, list[np.ndarray]], recogniser: WordRecogniser) -> dict[str, float]:
+def measure_words(
+    cases: list[Case], sounds: dict[str, list[np.ndarray]], recogniser: WordRecogniser
+) -> dict[str, float]:
     """Word error rates of each list of sounds, one for each case, and of the first with shuffled texts."""
     said = [tuple(word for word, _, _ in case.utterance.words) for case in cases]
     heard = {name: [recogniser(sound, OUTPUT_RATE) for sound in listed] for name, listed in sounds.items()}
