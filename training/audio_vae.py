@@ -33,6 +33,8 @@ from training.common import (
 from training.sounds import SoundClip, clips_of, crossing_frame, true_onsets
 
 SAVE_SECONDS = 240
+# Clips that are measured with each checkpoint, and at the end.
+PROGRESS_CLIPS, FINAL_CLIPS = 6, 40
 WORLD_ONLY = {"world": 1.0}
 # The world's noise floor: its median log-mel and a level that it seldom passes.
 SILENCE, SILENCE_TOP = -9.1, -8.4
@@ -231,7 +233,7 @@ class Trainer:
             if clock.spent - saved > SAVE_SECONDS:
                 saved = clock.spent
                 self.save(saved)
-                print(json.dumps(self.measure(12, 900)), flush=True)
+                print(json.dumps(self.measure(PROGRESS_CLIPS, 900)), flush=True)
         self.save(clock.spent)
 
     def save(self, spent: float) -> None:
@@ -241,7 +243,7 @@ class Trainer:
 
     def finish(self) -> None:
         """Measure the averaged model and save it, in bf16, with its report beside it."""
-        report = self.measure(60, 901)
+        report = self.measure(FINAL_CLIPS, 901)
         print(json.dumps(report), flush=True)
         (self.out / "report.json").write_text(json.dumps(report, indent=2) + "\n")
         self.averaged().to(torch.bfloat16).save_pretrained(self.out / self.out.name)

@@ -4,8 +4,9 @@
         [--speaker-encoder FOLDER] [--clips 40] [--recogniser tiny.en] [--timbre] [--out report.json]
 
 Words: the word error rate of the voices as rendered, after the codec (what a perfect backbone would reach), and of
-shuffled texts (the floor). Side: whether speech stays where it was. Timbre: whether the decoded voice is nearer to a
-reference of its own than to one of another voice, by encoders trained elsewhere and by ours.
+shuffled texts (the floor). Side: whether speech stays where it was. Impacts: whether the world's sounds keep their
+material, side and moments. Timbre: whether the decoded voice is nearer to a reference of its own than to one of
+another voice, by encoders trained elsewhere and by ours.
 """
 
 from __future__ import annotations
@@ -24,11 +25,13 @@ import torch
 from nava_core import ReDimNetSpeakerEncoder
 from nava_core.mel import SAMPLING_RATE
 from training.codec import Codec
+from training.measure_sound import measure_sound
 from training.recognise import WordRecogniser, word_error_rate
 from training.sounds import CLIP_SAMPLES, OUTPUT_RATE, random_utterance
 from training.speech_scores import mouth_correlation, speech_balance
 from training.timbre import INDEPENDENT, Encoder, alike, equal_error_rate, labelled_pairs, long_enough, nearer_own
 from training.voices import Utterance, Voice, VoiceBank, mix, place
+from training.world import contacts, render_sound, sample_scene
 
 logger = logging.getLogger(__name__)
 SEED = 7_000_006
@@ -82,6 +85,19 @@ def measure_signals(cases: list[Case], sounds: list[np.ndarray]) -> dict[str, fl
         sides.append((balance > 0) == (case.pan < 0.5))
         mouths.append(mouth_correlation(case.utterance.opening(times - case.start), sound, OUTPUT_RATE, FPS))
     return {"side": float(np.mean(sides)), "mouth": float(np.mean(mouths))}
+
+
+def measure_impacts(codec: Codec | None, count: int) -> dict[str, float]:
+    """Shares of the world's sounds, after a codec if one is given: material, side, contacts heard within 30 ms."""
+    material, side, heard = [], [], []
+    for number in range(count):
+        scene = sample_scene(np.random.default_rng([SEED, 2, number]), "all")
+        sound = render_sound(scene, CLIP_SAMPLES / OUTPUT_RATE, OUTPUT_RATE)
+        measured = measure_sound(sound if codec is None else codec(sound), OUTPUT_RATE)
+        material.append(measured.material == scene.shape)
+        side.append(measured.column == scene.column)
+        heard += [any(abs(contact.time - o) < 0.03 for o in measured.onsets) for contact in contacts(scene)]
+    return {"material": float(np.mean(material)), "side": float(np.mean(side)), "contacts": float(np.mean(heard))}
 
 
 def measure_likeness(
@@ -155,7 +171,8 @@ def main() -> None:
         encoders["ours"] = OurEncoder(arguments.speaker_encoder)
     codec = Codec(arguments.audio_vae, arguments.vocoder) if arguments.audio_vae and arguments.vocoder else None
     recogniser = WordRecogniser(arguments.recogniser) if arguments.recogniser != "none" else None
-    report: dict[str, Any] = {}
+    report: dict[str, Any] = {"impacts": measure_impacts(codec, arguments.clips)}
+    logger.info("impacts: %s", json.dumps(report["impacts"]))
     for split in arguments.splits:
         cases = list(make_cases(bank, split, arguments.clips))
         sounds = {"original": [case.sound for case in cases]}

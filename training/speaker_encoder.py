@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,7 +18,7 @@ from nava_core import ReDimNetSpeakerEncoder
 from nava_core.mel import SAMPLING_RATE
 from training.audio_vae import Trainer, run
 from training.codec import Codec
-from training.common import write_atomically
+from training.common import save_arrays
 from training.sounds import OUTPUT_RATE
 from training.timbre import equal_error_rate, labelled_pairs
 from training.voices import Voice, VoiceBank
@@ -87,11 +86,6 @@ def decoded_references(
     return made
 
 
-def _save(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    with path.open("wb") as file:  # a bare path would be given an ending
-        np.savez(file, **arrays)
-
-
 class SpeakerTrainer(Trainer):
     """Batches of short references of the training voices; each voice is a class."""
 
@@ -110,8 +104,9 @@ class SpeakerTrainer(Trainer):
             return
         path = self.out / DECODED_NAME
         if not path.exists():
-            made = decoded_references(self.bank, self.speakers, codec, np.random.default_rng(self.settings["seed"]))
-            write_atomically(path, lambda temporary: _save(temporary, made))
+            save_arrays(
+                path, decoded_references(self.bank, self.speakers, codec, np.random.default_rng(self.settings["seed"]))
+            )
         with np.load(path) as stored:
             self.decoded = {name: stored[name] for name in stored.files}
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from nava_core.mel import SAMPLING_RATE
-from training.common import load_config, write_atomically
+from training.common import load_config, save_arrays
 from training.lexicon import WORDS
 from training.voice_shaping import AnalysedWord, analyse, shape
 from training.voice_sources import speak
@@ -27,14 +27,9 @@ def spoken_words(name: str, base: dict[str, Any], folder: Path) -> dict[str, Ana
         sounds = {word: speak(word, base["source"], base["voice"]) for word in WORDS}
         arrays = {word: samples for word, (samples, _) in sounds.items()}
         rate = next(iter(sounds.values()))[1]
-        write_atomically(path, lambda temporary: _save(temporary, rate, arrays))
+        save_arrays(path, {"rate": rate, **arrays})
     with np.load(path) as stored:
         return {word: analyse(stored[word], int(stored["rate"])) for word in WORDS}
-
-
-def _save(path: Path, rate: int, arrays: dict[str, np.ndarray]) -> None:
-    with path.open("wb") as file:  # a bare path would be given an ending
-        np.savez(file, rate=rate, **arrays)
 
 
 def variant_factors(count: int, config: dict[str, Any], rng: np.random.Generator) -> list[tuple[float, float, float]]:

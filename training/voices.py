@@ -16,6 +16,7 @@ import numpy as np
 import soxr
 
 from nava_core.mel import SAMPLING_RATE
+from training.common import save_arrays
 from training.lexicon import WORDS, check_words
 from training.world_sound import NOISE_FLOOR
 
@@ -99,7 +100,7 @@ class VoiceBank:
         words = [self.word(voice, word) for voice in self._voices for word in WORDS]
         samples = np.concatenate([np.rint(32767 * word).astype(np.int16) for word in words])
         details = json.dumps({"words": WORDS, "voices": [asdict(voice) for voice in self._voices]})
-        np.savez(path, samples=samples, lengths=[len(word) for word in words], details=details)
+        save_arrays(path, {"samples": samples, "lengths": [len(word) for word in words], "details": details})
 
     def voices(self, split: str | None = None) -> list[Voice]:
         """The voices of "train" or "held_out", or all."""
