@@ -30,8 +30,12 @@ from training.common import (
     set_learning_rate,
     warmup_cosine,
 )
-from training.sounds import SoundClip, crossing_frame, sound_clips, true_onsets
+from training.sounds import SoundClip, clips_of, crossing_frame, true_onsets
 
+SAVE_SECONDS = 240
+# Clips that are measured with each checkpoint, and at the end.
+PROGRESS_CLIPS, FINAL_CLIPS = 6, 40
+WORLD_ONLY = {"world": 1.0}
 # The world's noise floor: its median log-mel and a level that it seldom passes.
 SILENCE, SILENCE_TOP = -9.1, -8.4
 # Log-mel above which a sound is heard over the world's noise floor.
@@ -226,10 +230,10 @@ class Trainer:
             if self.step % 25 == 0:
                 self.log.write(self.step, **parts)
                 print(self.step, f"{clock.spent / 60:.2f} min", {k: round(v, 4) for k, v in parts.items()}, flush=True)
-            if clock.spent - saved > 120:
+            if clock.spent - saved > SAVE_SECONDS:
                 saved = clock.spent
                 self.save(saved)
-                print(json.dumps(self.measure(12, 900)), flush=True)
+                print(json.dumps(self.measure(PROGRESS_CLIPS, 900)), flush=True)
         self.save(clock.spent)
 
     def save(self, spent: float) -> None:
@@ -239,7 +243,7 @@ class Trainer:
 
     def finish(self) -> None:
         """Measure the averaged model and save it, in bf16, with its report beside it."""
-        report = self.measure(60, 901)
+        report = self.measure(FINAL_CLIPS, 901)
         print(json.dumps(report), flush=True)
         (self.out / "report.json").write_text(json.dumps(report, indent=2) + "\n")
         self.averaged().to(torch.bfloat16).save_pretrained(self.out / self.out.name)
@@ -249,11 +253,15 @@ class AudioVaeTrainer(Trainer):
     """The audio autoencoder on random crops of log-mels."""
 
     def build(self) -> AutoencoderKLLTX2Audio:
-        return build_model(self.config["model"])
+        model = build_model(self.config["model"])
+        if self.config.get("start"):
+            started = AutoencoderKLLTX2Audio.from_pretrained(self.config["start"], torch_dtype=torch.float32)
+            model.load_state_dict(started.state_dict())
+        return model
 
     def prepare(self) -> None:
         data = self.config["data"]
-        self.mels = torch.stack([clip.mel for clip in sound_clips(data["clips"], data["shares"], data["seed"])])
+        self.mels = torch.stack([clip.mel for clip in clips_of(data, data["clips"], data["seed"])])
 
     def loss(self) -> tuple[torch.Tensor, dict[str, float]]:
         data = self.config["data"]
@@ -265,7 +273,9 @@ class AudioVaeTrainer(Trainer):
 
     def finish(self) -> None:
         statistics = self.config["statistics"]
-        clips = sound_clips(statistics["clips"], {"world": 1.0}, statistics["seed"])
+        clips = clips_of(
+            self.config["data"], statistics["clips"], statistics["seed"], statistics.get("shares", WORLD_ONLY)
+        )
         set_statistics(self.averaged(), clips, self.model)
         super().finish()
 

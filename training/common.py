@@ -61,6 +61,16 @@ def write_atomically(path: str | Path, write: Any) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def save_arrays(path: str | Path, arrays: dict[str, Any]) -> None:
+    """Arrays by name as an .npz file that is never seen half-written."""
+
+    def write(temporary: Path) -> None:
+        with temporary.open("wb") as file:  # a bare path would be given an ending
+            np.savez(file, **arrays)
+
+    write_atomically(path, write)
+
+
 def save_checkpoint(folder: str | Path, step: int, **state: Any) -> Path:
     """Store `state` (anything with a `state_dict`, else plain values) as the folder's checkpoint."""
     plain = {name: value.state_dict() if hasattr(value, "state_dict") else value for name, value in state.items()}

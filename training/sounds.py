@@ -1,15 +1,19 @@
-"""Sounds to train the audio autoencoder and the vocoder on: the world's impacts and a wider family around them."""
+"""Sounds to train the audio autoencoder and the vocoder on: impacts, speech, ambience and a wider family of sounds."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import soxr
 import torch
 
 from nava_core.mel import SAMPLING_RATE, log_mel_spectrogram
+from training.ambience import AMBIENCES, ambience
+from training.lexicon import WORDS
+from training.voices import Utterance, Voice, VoiceBank, mix, place
 from training.world import CLIP_SECONDS, contacts, render_sound, sample_scene
 from training.world_sound import MATERIALS, NOISE_FLOOR, render_impacts
 
@@ -66,16 +70,73 @@ def wide_sound(rng: np.random.Generator) -> np.ndarray:
     return _fit(stereo + NOISE_FLOOR * rng.standard_normal(stereo.shape, dtype=np.float32))
 
 
-def sound_clips(count: int, shares: dict[str, float], seed: int) -> list[SoundClip]:
-    """Draw `count` clips, deterministic in `seed`; `shares` weighs "world", "loose" and "wide"."""
+def random_utterance(bank: VoiceBank, rng: np.random.Generator, split: str = "train") -> tuple[Voice, Utterance]:
+    """A random voice, and one to four words that it says, short enough for a clip."""
+    voice = bank.draw(rng, split)
+    words = [str(word) for word in rng.choice(WORDS, rng.integers(1, 5))]
+    while True:
+        try:
+            return voice, bank.utterance(voice, words, rng, longest=CLIP_SAMPLES / OUTPUT_RATE)
+        except ValueError:  # a slow voice has time for fewer words
+            words.pop()
+
+
+def speech(bank: VoiceBank, rng: np.random.Generator, split: str = "train") -> np.ndarray:
+    """An utterance anywhere in a clip and on the screen, now and then with a second voice, an impact or an ambience."""
+    seconds = CLIP_SAMPLES / OUTPUT_RATE
+    parts = []
+    for _ in range(1 + (rng.random() < 0.12)):
+        _, utterance = random_utterance(bank, rng, split)
+        start = rng.uniform(0, seconds - utterance.seconds)
+        # Characters stand left, right or in the middle.
+        pan = float(np.clip(rng.choice([0.25, 0.5, 0.75]) + rng.normal(0, 0.08), 0, 1))
+        parts.append(10 ** (rng.normal(0, 3) / 20) * place(utterance, start, pan, seconds, OUTPUT_RATE))
+    if rng.random() < 0.15:
+        parts.append(loose_impacts(rng))
+    if rng.random() < 0.25:
+        parts.append(10 ** (rng.normal(0, 2) / 20) * ambience(_any_place(rng), seconds, rng, OUTPUT_RATE))
+    return _fit(mix(parts, rng))
+
+
+def place_sound(rng: np.random.Generator) -> np.ndarray:
+    """An ambience, half of the time with the impacts of a scene."""
+    parts = [ambience(_any_place(rng), CLIP_SAMPLES / OUTPUT_RATE, rng, OUTPUT_RATE)]
+    if rng.random() < 0.5:
+        parts.append(world_sound(rng))
+    return _fit(mix(parts, rng))
+
+
+def _any_place(rng: np.random.Generator) -> str:
+    return str(rng.choice(list(AMBIENCES)))
+
+
+def sound_clips(count: int, shares: dict[str, float], seed: int, bank: VoiceBank | None = None) -> list[SoundClip]:
+    """Draw `count` clips, deterministic in `seed`.
+
+    `shares` weighs "world", "loose", "wide", "ambience" and "speech", which takes the training voices of a `bank`.
+    """
     rng = np.random.default_rng(seed)
-    makers = {"world": world_sound, "loose": loose_impacts, "wide": wide_sound}
+    makers: dict[str, Callable[[np.random.Generator], np.ndarray]] = {
+        "world": world_sound,
+        "loose": loose_impacts,
+        "wide": wide_sound,
+        "ambience": place_sound,
+    }
+    if bank is not None:
+        makers["speech"] = lambda generator: speech(bank, generator)
     unknown = set(shares) - set(makers)
     if unknown:
-        raise ValueError(f"shares names {', '.join(sorted(unknown))}; it may name {', '.join(makers)}")
+        without = " (speech needs `voices`, the path of a voice bank)" if "speech" in unknown else ""
+        raise ValueError(f"shares names {', '.join(sorted(unknown))}; it may name {', '.join(makers)}{without}")
     weights = np.array(list(shares.values())) / sum(shares.values())
     kinds = rng.choice(list(shares), size=count, p=weights)
     return [make_clip(makers[kind](rng)) for kind in kinds]
+
+
+def clips_of(data: dict[str, Any], count: int, seed: int, shares: dict[str, float] | None = None) -> list[SoundClip]:
+    """`sound_clips` with the shares and the voices of a trainer's `data`."""
+    bank = VoiceBank.load(data["voices"]) if data.get("voices") else None
+    return sound_clips(count, shares or data["shares"], seed, bank)
 
 
 def _fit(sound: np.ndarray) -> np.ndarray:

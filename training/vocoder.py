@@ -19,7 +19,7 @@ from diffusers.pipelines.ltx2.vocoder import LTX2VocoderWithBWE
 from nava_core.mel import HOP_LENGTH, SAMPLING_RATE, log_mel_spectrogram, mel_filter_bank
 from training.audio_vae import AUDIBLE, SILENCE, Trainer, run
 from training.muon import Muon
-from training.sounds import OUTPUT_RATE, SoundClip, crossing_frame, sound_clips, true_onsets
+from training.sounds import OUTPUT_RATE, SoundClip, clips_of, crossing_frame, true_onsets
 from training.world_sound import NOISE_FLOOR
 
 RATIO = OUTPUT_RATE // SAMPLING_RATE
@@ -146,7 +146,11 @@ class VocoderTrainer(Trainer):
     model: Any  # torch's types know nothing of a module's parts
 
     def build(self) -> LTX2VocoderWithBWE:
-        return build_model(self.config["model"])
+        model = build_model(self.config["model"])
+        if self.config.get("start"):
+            started: Any = LTX2VocoderWithBWE.from_pretrained(self.config["start"], torch_dtype=torch.float32)
+            model.load_state_dict(started.state_dict())
+        return model
 
     def build_optimizers(self) -> list[torch.optim.Optimizer]:
         rate = self.settings["learning_rate"]
@@ -156,7 +160,7 @@ class VocoderTrainer(Trainer):
 
     def prepare(self) -> None:
         data = self.config["data"]
-        self.clips = sound_clips(data["clips"], data["shares"], data["seed"])
+        self.clips = clips_of(data, data["clips"], data["seed"])
         self.audio_vae: AutoencoderKLLTX2Audio | None = None
         if self.config["audio_vae"]:
             self.audio_vae = AutoencoderKLLTX2Audio.from_pretrained(
