@@ -13,7 +13,7 @@ import numpy as np
 
 CAMERAS = ("still", "pan left", "pan right", "push in", "pull out")
 # How far a pan goes, in lengths of the frame's shorter side, and how much a push magnifies, over the whole clip.
-PAN = 0.30
+PAN = 0.40
 PUSH = 1.45
 
 Colour = tuple[float, float, float]

@@ -221,7 +221,6 @@ def _english(scene: Scene, rng: np.random.Generator, moment: str) -> str:
     thing = f"{size}{words['colour']} {words['shape']}"
     if rng.random() < 0.15 and not moment:
         return thing
-    article = "an" if thing[0] in "aeiou" else "a"
     place = f" {words['column']}" if keep["column"] else ""
     background = f" against a {words['background']} background" if keep["background"] else ""
     verb = pick(rng, ("falls", "drops", "falls down", "is released and falls"))
@@ -230,9 +229,9 @@ def _english(scene: Scene, rng: np.random.Generator, moment: str) -> str:
     bounce += f" at {moment} s" if moment else ""
     sound = f" with {pick(rng, SOUNDS_EN[scene.shape])}" if rng.random() < 0.6 else ""
     if keep["drop"] and rng.random() < 0.7:
-        text = f"{article} {thing} hangs {words['drop']}{place}{background}. It {verb}{release} {bounce}{sound}."
+        text = f"{article(thing)} {thing} hangs {words['drop']}{place}{background}. It {verb}{release} {bounce}{sound}."
     else:
-        text = f"{article} {thing}{place} {verb}{release} {bounce}{sound}{background}."
+        text = f"{article(thing)} {thing}{place} {verb}{release} {bounce}{sound}{background}."
     text = text[0].upper() + text[1:]
     return text + pick(rng, ("", "", " Fixed camera.", " Simple 2D animation, fixed camera."))
 
@@ -244,6 +243,11 @@ def _words(scene: Scene, rng: np.random.Generator, language: str) -> dict[str, s
         names = values[getattr(scene, fact)][language]
         result[fact] = names[0] if rng.random() < 0.4 else pick(rng, names)
     return result
+
+
+def article(thing: str) -> str:
+    """The one that English puts before `thing`."""
+    return "an" if thing[0] in "aeiou" else "a"
 
 
 def pick(rng: np.random.Generator, options: Sequence[str]) -> str:

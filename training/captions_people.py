@@ -5,14 +5,12 @@ Spoken words stand between `<S>` and `<E>`, as a prompt's do.
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 
 from training import captions
-from training.captions import CAMERAS_ZH, SIDES_ZH, STYLES_ZH, Wordings, pick
+from training.captions import CAMERAS_ZH, SIDES_ZH, STYLES_ZH, Wordings, article, pick
 from training.people import Person
-from training.shots import Shot
+from training.shots import Shot, speakers
 
 COLOURS = captions.WORDS["colour"]
 # The first wording of each is the one to show to people.
@@ -125,9 +123,10 @@ def _speech(person: Person) -> str:
     return f"<S>{' '.join(person.words)}<E>"
 
 
-def _speakers(shot: Shot) -> list[Person]:
-    """In the order in which they speak; the silent ones last."""
-    return sorted(shot.people, key=lambda person: (not person.words, person.start))
+def _in_turn(shot: Shot) -> list[Person]:
+    """Those who speak, in order, then the silent ones."""
+    order = speakers(shot)
+    return [shot.people[number] for number in [*order, *(set(range(len(shot.people))) - set(order))]]
 
 
 def _dense(shot: Shot, rng: np.random.Generator, moment: bool) -> str:
@@ -164,7 +163,7 @@ def _introduction(person: Person, rng: np.random.Generator) -> str:
 def _talk(shot: Shot, rng: np.random.Generator, moment: bool) -> str:
     """Who says what, in order, and where each voice comes from."""
     sentences = []
-    for person in _speakers(shot):
+    for person in _in_turn(shot):
         if not person.words:
             continue
         who = f"{_word(rng, 'column', person.column, 'zh')}的{_word(rng, 'sex', person.sex, 'zh')}"
@@ -188,7 +187,7 @@ def _short(shot: Shot, rng: np.random.Generator, moment: bool) -> str:
     parts = []
     if shot.scene is not None:
         parts.append(captions.caption(shot.scene, rng, "short").rstrip("。"))
-    for person in _speakers(shot):
+    for person in _in_turn(shot):
         facts = _facts(person, rng, "zh")
         place = f"{facts['column']}的" if len(shot.people) > 1 or rng.random() < 0.4 else ""
         hair = f"{facts['hair']}{facts['hair_style']}" if rng.random() < 0.5 else ""
@@ -208,12 +207,12 @@ def _short(shot: Shot, rng: np.random.Generator, moment: bool) -> str:
 def _english(shot: Shot, rng: np.random.Generator, moment: bool) -> str:
     sentences = []
     if shot.scene is not None:
-        sentences.append(captions.caption(replace(shot.scene), rng, "english").rstrip("."))
-    for person in _speakers(shot):
+        sentences.append(captions.caption(shot.scene, rng, "english").rstrip("."))
+    for person in _in_turn(shot):
         facts = _facts(person, rng, "en")
         skin = f"{facts['skin']}-skinned " if rng.random() < 0.4 else ""
         hair = f" with {facts['hair_style']} {facts['hair']} hair" if rng.random() < 0.7 else ""
-        clothes = f" in a {facts['clothes']} shirt" if rng.random() < 0.7 else ""
+        clothes = f" in {article(facts['clothes'])} {facts['clothes']} shirt" if rng.random() < 0.7 else ""
         place = f" {facts['column']}" if len(shot.people) > 1 or rng.random() < 0.5 else ""
         said = f"{pick(rng, ('says', 'says:', 'is talking:'))} {_speech(person)}" if person.words else "is silent"
         when = f" at {person.start:.1f} s" if moment and person.words and rng.random() < 0.5 else ""

@@ -60,13 +60,17 @@ def shot_from_dict(values: dict[str, Any]) -> Shot:
     return Shot(**{**values, "people": people, "scene": scene})
 
 
-def sample_shot(rng: np.random.Generator, kind: str, split: str = "train") -> Shot:
+def sample_shot(rng: np.random.Generator, kind: str, split: str = "train", size: str | None = None) -> Shot:
     """A shot of `kind`; its people are silent until `training.speaking.give_voices` has given them words.
 
-    split: "train", "held_out" or "all", of colour and shape and of hair and clothes.
+    split: "train", "held_out" or "all", of colour and shape and of hair and clothes. size: a key of SIZES; None draws it
+    where the kind leaves it open ("tour" and "view"; all others are square).
     """
     if kind not in KINDS:
         raise ValueError(f"kind is {kind!r}; it must be one of {', '.join(KINDS)}")
+    open_size = kind in ("tour", "view")
+    if size not in ((*SIZES, None) if open_size else ("square", None)):
+        raise ValueError(f"size is {size!r} for a shot of the kind {kind}; {', '.join(SIZES) if open_size else 'square'}")
     seed = int(rng.integers(2**31))
     if kind == "fall":
         scene = world.sample_scene(rng, split)
@@ -76,7 +80,7 @@ def sample_shot(rng: np.random.Generator, kind: str, split: str = "train") -> Sh
         people = _one(rng, split) if kind == "talk" else _two(rng, split)
         return Shot(kind, wall, "still", 128, 128, 2.0, seed, people=people)
     camera = CAMERAS[rng.integers(len(CAMERAS))]
-    width, height = SIZES[list(SIZES)[rng.integers(len(SIZES))]]
+    width, height = SIZES[size or list(SIZES)[rng.integers(len(SIZES))]]
     outdoors = kind == "view" or rng.random() < 0.4
     backdrop = AMBIENCES[rng.integers(len(AMBIENCES))] if outdoors else wall
     shot = Shot(kind, backdrop, camera, width, height, 2.0, seed, panels=True)
@@ -180,6 +184,12 @@ def _scene_box(canvas: Canvas, scene: world.Scene) -> np.ndarray:
     r = scene.radius * scale
     box = np.stack([centre - 1.25 * r, lower - 2.2 * r, centre + 1.25 * r, lower + 0.15 * r], axis=1)
     return np.clip(np.rint(box), 0, limits).astype(np.int64)
+
+
+def speakers(shot: Shot) -> list[int]:
+    """The numbers of the people who speak, in the order in which they do."""
+    spoken = [number for number, person in enumerate(shot.people) if person.words]
+    return sorted(spoken, key=lambda number: shot.people[number].start)
 
 
 def babble(rng: np.random.Generator, frames: int) -> np.ndarray:

@@ -304,13 +304,14 @@ class Trainer:
             if time.monotonic() - saved > self.config["checkpoint_seconds"]:
                 saved = time.monotonic()
                 self.save()
-                report(f"step {self.step} on fresh clips: {self.validate(3)}")
+            if self.step % self.config["validation_steps"] == 0:
+                report(f"step {self.step} on fresh clips: {self.validate(self.config['validation_clips'])}")
         if self.ranks.index == 0:
             self.save()
 
-    def validate(self, clips: int) -> dict[str, dict[str, float]]:
-        """`clips` of each kind that is trained on."""
-        found = {kind: measure(self.average(), clips, kind)[0] for kind in self.config["kinds"]}
+    def validate(self, clips: dict[str, int]) -> dict[str, dict[str, float]]:
+        """Measures of so many fresh clips of each kind."""
+        found = {kind: measure(self.average(), count, kind)[0] for kind, count in clips.items()}
         for kind, values in found.items():
             self.log.write(self.step, stage=self.stage, kind=kind, **values)
         return found
@@ -379,7 +380,7 @@ def main() -> None:
     saved = use_fast_norms(AutoencoderKLWan.from_pretrained(output, torch_dtype=torch.float32))
     for kind in config["kinds"]:
         for split in ("train", "held_out"):
-            values, pictures = measure(saved, 8, kind, split)
+            values, pictures = measure(saved, config["final_clips"], kind, split)
             save_sheet(pictures[:6], arguments.out / f"sheet_{kind}_{split}.png")
             report(f"as saved, fresh {kind} clips, {split}: {values}")
 
