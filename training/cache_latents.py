@@ -165,7 +165,9 @@ def read_shards(folder: Path) -> Iterator[tuple[dict[str, torch.Tensor], list[Sh
 def encoder_digest(model: Path) -> str:
     """Identifies what the latents come from: the encoders' weights and statistics, whatever the decoders are."""
     digest = hashlib.sha256()
-    for path in sorted(p for part in ("vae", "audio_vae", "speaker_encoder") for p in (model / part).glob("*.safetensors")):
+    for path in sorted(
+        p for part in ("vae", "audio_vae", "speaker_encoder") for p in (model / part).glob("*.safetensors")
+    ):
         for name, tensor in sorted(load_file(path).items()):
             if path.parent.name == "speaker_encoder" or name.startswith((*ENCODER_PREFIXES, "latents_")):
                 digest.update(name.encode() + tensor.contiguous().view(torch.uint8).numpy().tobytes())

@@ -62,12 +62,13 @@ class CachedClips:
         """Read what the folder holds by now, so that training can start while more is being made."""
         groups: dict[tuple[int, ...], _Group] = {}
         for tensors, shots in read_shards(self.folder):
-            if shots[0].kind not in self.kinds:
+            kept = [number for number, shot in enumerate(shots) if shot.kind in self.kinds]
+            if not kept:
                 continue
             group = groups.setdefault(tuple(tensors["video"].shape[1:]), _Group())
-            group.shots += shots
+            group.shots += [shots[number] for number in kept]
             for name, value in tensors.items():
-                group.tensors.setdefault(name, []).append(value)
+                group.tensors.setdefault(name, []).append(value[kept])
         if not groups:
             raise ValueError(
                 f"{self.folder} holds no latents of {', '.join(self.kinds)}; run python -m training.cache_latents first"

@@ -19,7 +19,9 @@ from training.world import COLOURS
 # Frames that are looked at to find faces; between them the boxes are interpolated.
 KEY_FRAMES = 7
 # The least area of a face, as a fraction of the frame's shorter side squared.
-LEAST_FACE = 0.008
+LEAST_FACE = 0.018
+# And of the largest one's.
+LEAST_BESIDE_LARGEST = 0.4
 # The part of a face's box (from the hair line to the chin) in which the mouth moves, as (from, to) fractions.
 MOUTH_ROWS = (0.42, 0.96)
 MOUTH_COLUMNS = (0.14, 0.86)
@@ -84,7 +86,15 @@ def _palette() -> tuple[np.ndarray, tuple[str, ...]]:
         add(f"clothes {name}", colour, 1.0)
     for colour in WALLS.values():
         add("", colour, 0.62, 0.78, 0.9, 1.02, 1.14)
-    for colour in (INSIDE_OF_MOUTH, EYE, (250, 238, 190), (222, 200, 150), (228, 234, 222), (214, 142, 44), (104, 76, 52)):
+    for colour in (
+        INSIDE_OF_MOUTH,
+        EYE,
+        (250, 238, 190),
+        (222, 200, 150),
+        (228, 234, 222),
+        (214, 142, 44),
+        (104, 76, 52),
+    ):
         add("", colour, 1.0)
     return np.stack([colour for _, colour in entries]), tuple(name for name, _ in entries)
 
@@ -104,11 +114,14 @@ def _is(kind: str) -> np.ndarray:
 def _faces(names: np.ndarray) -> list[tuple[int, int, int, int]]:
     """Boxes of the faces, from left to right."""
     skin = ndimage.binary_opening(_is("skin")[names], iterations=1)
+    # An open mouth cuts a small face in two: eyes and mouth are filled.
+    skin = ndimage.binary_fill_holes(ndimage.binary_closing(skin, iterations=3))
     labels, _ = ndimage.label(skin)
-    least = LEAST_FACE * min(names.shape) ** 2
+    areas = np.bincount(labels.ravel())[1:]
+    least = max(LEAST_FACE * min(names.shape) ** 2, LEAST_BESIDE_LARGEST * areas.max(initial=0))
     found = []
     for number, (rows, columns) in enumerate(ndimage.find_objects(labels), start=1):
-        if (labels[rows, columns] == number).sum() >= least:
+        if areas[number - 1] >= least:
             found.append((columns.start, rows.start, columns.stop, rows.stop))
     return sorted(found)
 

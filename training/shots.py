@@ -70,7 +70,9 @@ def sample_shot(rng: np.random.Generator, kind: str, split: str = "train", size:
         raise ValueError(f"kind is {kind!r}; it must be one of {', '.join(KINDS)}")
     open_size = kind in ("tour", "view")
     if size not in ((*SIZES, None) if open_size else ("square", None)):
-        raise ValueError(f"size is {size!r} for a shot of the kind {kind}; {', '.join(SIZES) if open_size else 'square'}")
+        raise ValueError(
+            f"size is {size!r} for a shot of the kind {kind}; {', '.join(SIZES) if open_size else 'square'}"
+        )
     seed = int(rng.integers(2**31))
     if kind == "fall":
         scene = world.sample_scene(rng, split)
@@ -146,7 +148,9 @@ def heads(shot: Shot) -> list[np.ndarray]:
 
 
 def _canvas(shot: Shot) -> Canvas:
-    return Canvas(shot.width, shot.height, shot.num_frames, camera_path(shot.camera, shot.num_frames, shot.width / shot.height))
+    return Canvas(
+        shot.width, shot.height, shot.num_frames, camera_path(shot.camera, shot.num_frames, shot.width / shot.height)
+    )
 
 
 def _place(canvas: Canvas, scene: world.Scene) -> tuple[float, np.ndarray]:

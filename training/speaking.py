@@ -63,9 +63,7 @@ def openings(shot: Shot, bank: VoiceBank) -> list[np.ndarray]:
     """How open each person's mouth is in each frame, (frames,) in [0, 1]."""
     times = np.arange(shot.num_frames) / world.FPS
     return [
-        utterance(person, bank).opening(times - person.start)
-        if person.words
-        else np.zeros(shot.num_frames, np.float32)
+        utterance(person, bank).opening(times - person.start) if person.words else np.zeros(shot.num_frames, np.float32)
         for person in shot.people
     ]
 

@@ -176,9 +176,7 @@ def measure(
 
 
 @torch.no_grad()
-def latent_statistics(
-    vae: AutoencoderKLWan, clips: int, kinds: dict[str, float]
-) -> tuple[list[float], list[float]]:
+def latent_statistics(vae: AutoencoderKLWan, clips: int, kinds: dict[str, float]) -> tuple[list[float], list[float]]:
     """Mean and standard deviation of each channel's posterior mode over `clips` training shots, `kinds` as trained."""
     total = torch.zeros(2, vae.config["z_dim"], dtype=torch.float64)
     count = 0
@@ -221,7 +219,6 @@ class Trainer:
     def __init__(self, config: dict[str, Any], folder: Path, stage: str, minutes: float, resume: bool) -> None:
         self.config, self.folder, self.stage = config, folder, stage
         common.seed_everything(config["seed"])
-        torch.set_num_threads(config["threads"])
         self.vae = use_fast_norms(build(config["model"]))
         if config["weights"]:
             trained = AutoencoderKLWan.from_pretrained(config["weights"], torch_dtype=torch.float32)
@@ -358,6 +355,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, help="of training in this stage, in place of the config's")
     arguments = parser.parse_args()
     config = common.load_config(arguments.config)
+    torch.set_num_threads(config["threads"])
     torch.set_flush_denormal(True)
     minutes = arguments.minutes or config["minutes" if arguments.stage == "joint" else "decoder_minutes"]
     trainer = Trainer(config, arguments.out, arguments.stage, minutes, arguments.resume)
