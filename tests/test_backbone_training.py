@@ -17,7 +17,7 @@ from training import backbone, common, shots
 from training.clips import CachedClips
 
 ROOT = Path(__file__).parents[1]
-NANO = ROOT / "assets" / "nava-nano"
+WEIGHTS = ROOT / "training" / "weights"
 KINDS = {"fall": 1.0, "talk": 1.0, "pair": 1.0}
 
 
@@ -56,7 +56,7 @@ def latents(tmp_path: Path) -> Path:
 def first_loss(config: dict[str, Any], latents: Path) -> tuple[float, backbone.NanoModel]:
     """The loss of one fixed step, with its gradients."""
     torch.manual_seed(0)
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(NANO / "tokenizer")
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(WEIGHTS / "tokenizer")
     model = backbone.NanoModel(config, len(tokenizer))
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.05)
@@ -84,14 +84,14 @@ def test_a_run_is_resumed_and_built_on(
     monkeypatch.setattr(torch, "set_num_threads", lambda threads: None)  # the other tests' threads stay
     monkeypatch.setattr(torch, "set_flush_denormal", lambda flush: True)
     out = tmp_path / "run"
-    backbone.train({**config, "minutes": 0.03}, latents, NANO, out, resume=False)
+    backbone.train({**config, "minutes": 0.03}, latents, WEIGHTS, out, resume=False)
     first = common.load_checkpoint(out)
     assert first is not None and first["step"] > 0
-    backbone.train({**config, "minutes": 0.06}, latents, NANO, out, resume=True)
+    backbone.train({**config, "minutes": 0.06}, latents, WEIGHTS, out, resume=True)
     second = common.load_checkpoint(out)
     assert second is not None and second["step"] > first["step"] and second["spent"] >= 60 * 0.06
     built_on = tmp_path / "next"
-    backbone.train({**config, "minutes": 1e-9}, latents, NANO, built_on, resume=False, start=out)
+    backbone.train({**config, "minutes": 1e-9}, latents, WEIGHTS, built_on, resume=False, start=out)
     for part in ("transformer", "text_encoder"):
         kept, made = (load_file(next((folder / part).glob("*.safetensors"))) for folder in (out, built_on))
         assert all(torch.equal(value, made[name]) for name, value in kept.items())
@@ -103,7 +103,7 @@ def test_no_latents_is_an_error_that_says_what_to_run(tmp_path: Path) -> None:
 
 
 def test_voices_go_where_their_spans_are_in_the_order_of_speaking(latents: Path) -> None:
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(NANO / "tokenizer")
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(WEIGHTS / "tokenizer")
     clips = CachedClips(latents, tokenizer, 128, {"pair": 1.0})
     batch = clips.draw(np.random.default_rng(0), 2, empty_prompt=0.0)
     stored = load_file(next(latents.glob("*.safetensors")))["speakers"][3]
@@ -116,7 +116,7 @@ def test_voices_go_where_their_spans_are_in_the_order_of_speaking(latents: Path)
 
 
 def test_kinds_are_drawn_in_their_shares_and_voices_left_out(config: dict[str, Any], latents: Path) -> None:
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(NANO / "tokenizer")
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(WEIGHTS / "tokenizer")
     rng = np.random.default_rng(0)
     batch = CachedClips(latents, tokenizer, 128, {"fall": 1.0, "pair": 3.0}).draw(rng, 400, 0.0)
     two = np.array([len(rows) == 2 for rows in batch.speaker_positions])
@@ -130,12 +130,12 @@ def test_kinds_are_drawn_in_their_shares_and_voices_left_out(config: dict[str, A
 
 
 def test_a_new_vocabulary_keeps_the_rows_of_known_pieces(config: dict[str, Any], tmp_path: Path, latents: Path) -> None:
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(NANO / "tokenizer")
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(WEIGHTS / "tokenizer")
     model = backbone.NanoModel(config, len(tokenizer))
     for part in ("transformer", "text_encoder"):
         getattr(model, part).save_pretrained(tmp_path / part)
     tokenizer.save_pretrained(tmp_path / "tokenizer")
-    larger = PreTrainedTokenizerFast.from_pretrained(NANO / "tokenizer")
+    larger = PreTrainedTokenizerFast.from_pretrained(WEIGHTS / "tokenizer")
     larger.add_tokens(["quokka"])
     grown = backbone.NanoModel(config, len(larger))
     grown.load(tmp_path, larger)

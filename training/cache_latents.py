@@ -2,11 +2,12 @@
 
     python -m training.cache_latents --config training/configs/latents_stage2.yaml --out runs/latents_stage2 --workers 2
 
-Clip number i of a bucket (a kind of shot at one frame size) is drawn with the seed (bucket, i), so a run can be stopped,
-resumed and made longer. A shard is a `.safetensors` file of one bucket with `video` (clips, channels, latent frames,
-height, width) and `audio` (clips, tokens, channels), float16, and `speakers` (clips, 2, 192), float32, the embedding of
-each person's voice, zeros for nobody; beside it a `.json` list of the shots, from which captions are drawn at training
-time. The first latent frame of `video` is also the encoding of the first frame alone: the autoencoder is causal.
+Clip number i of a bucket (a kind of shot at one frame size) is drawn with the seed (bucket, i), so a run can be
+stopped, resumed and made longer. A shard is a `.safetensors` file of one bucket with `video` (clips, channels, latent
+frames, height, width) and `audio` (clips, tokens, channels), float16, and `speakers` (clips, 2, 192), float32, the
+embedding of each person's voice, zeros for nobody; beside it a `.json` list of the shots, from which captions are drawn
+at training time. The first latent frame of `video` is also the encoding of the first frame alone: the autoencoder is
+causal.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ Distance = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 @dataclass(frozen=True)
 class Camera:
-    """Where the camera is in each frame: its `x` in frame heights and its `zoom`, float32 (frames,) or (1,) if still."""
+    """Where the camera is in each frame: its `x` in frame heights and its `zoom`, (frames,) or (1,) if still."""
 
     x: np.ndarray
     zoom: np.ndarray
@@ -70,7 +70,7 @@ class Canvas:
         return (rows + 0.5 - self.height / 2) / self.scale + 0.5
 
     def pixel_box(self, left: float, top: float, right: float, bottom: float) -> np.ndarray:
-        """The bounds of a world box in each frame, (frames, 4): left, top, right, bottom in pixels, cut at the edges."""
+        """The bounds of a world box in each frame, (frames, 4): left, top, right, bottom in pixels, cut to it."""
         scale, camera_x = self.scale[:, 0, 0], self.camera_x[:, 0, 0]
         columns = [(edge - camera_x) * scale + self.width / 2 for edge in (left, right)]
         rows = [(edge - 0.5) * scale + self.height / 2 for edge in (top, bottom)]

@@ -42,8 +42,8 @@ WORDS: dict[str, dict[str, dict[str, tuple[str, ...]]]] = {
         "pale blue": {"zh": ("浅蓝色", "淡蓝色", "天蓝色"), "en": ("pale blue", "light blue")},
         "lilac": {"zh": ("淡紫色", "丁香色", "浅紫色"), "en": ("lilac", "pale purple")},
         "rain": {"zh": ("下着雨的原野", "雨中的田野", "阴雨天的旷野"), "en": ("the rain", "a rainy field")},
-        "waves": {"zh": ("海浪翻涌的海边", "有海浪的沙滩", "波浪起伏的大海"), "en": ("the sea with waves", "a beach with waves")},
-        "wind": {"zh": ("大风吹过的草地", "刮着风的山坡", "风中的草坡"), "en": ("a windy hill", "a meadow in the wind")},
+        "waves": {"zh": ("海浪翻涌的海边", "有海浪的沙滩", "波浪起伏的大海"), "en": ("a sea with waves", "a wavy sea")},
+        "wind": {"zh": ("大风吹过的草地", "刮着风的山坡", "风中的草坡"), "en": ("a windy hill", "a windy meadow")},
         "night": {"zh": ("月光下的夜晚", "有星星的夜空", "宁静的月夜"), "en": ("a starry night", "a moonlit night")},
     },
     "camera": {

@@ -98,13 +98,16 @@ class CachedClips:
         for row, (entry, length) in enumerate(zip(tokens, lengths, strict=True)):
             ids[row, :length] = torch.tensor([*entry.ids[: length - 1], entry.ids[-1]])
             mask[row, :length] = 1
-        voices, positions = _voices(tensors["speakers"], [group.shots[number] for number in chosen])
-        rows = [entry.speaker_positions if heard else () for entry, heard in zip(tokens, positions, strict=True)]
+        voices, voiced = _voices(tensors["speakers"], [group.shots[number] for number in chosen])
+        rows = [
+            tuple(row for row in entry.speaker_positions if row < length - 1) if has_voices else ()
+            for entry, length, has_voices in zip(tokens, lengths, voiced, strict=True)
+        ]
         return Batch(tensors["video"], tensors["audio"], ids, mask, voices, rows)
 
 
 def _voices(stored: Tensor, shots: list[Shot]) -> tuple[Tensor, list[bool]]:
-    """Embeddings in the order of speaking, and whether a sample has any (a cache without a speaker encoder has none)."""
+    """Embeddings in the order of speaking, and whether a sample has any (without a speaker encoder none has)."""
     ordered = torch.zeros_like(stored)
     for row, shot in enumerate(shots):
         order = speakers(shot)

@@ -1,4 +1,4 @@
-"""What the camera does in a clip, from pixels alone: which shift or which scale brings later frames onto earlier ones."""
+"""What the camera does in a clip, from pixels alone: which shift or scale brings later frames onto earlier ones."""
 
 from __future__ import annotations
 

@@ -63,8 +63,8 @@ def shot_from_dict(values: dict[str, Any]) -> Shot:
 def sample_shot(rng: np.random.Generator, kind: str, split: str = "train", size: str | None = None) -> Shot:
     """A shot of `kind`; its people are silent until `training.speaking.give_voices` has given them words.
 
-    split: "train", "held_out" or "all", of colour and shape and of hair and clothes. size: a key of SIZES; None draws it
-    where the kind leaves it open ("tour" and "view"; all others are square).
+    split: "train", "held_out" or "all", of colour and shape and of hair and clothes. size: a key of SIZES; None draws
+    it where the kind leaves it open ("tour" and "view"; all others are square).
     """
     if kind not in KINDS:
         raise ValueError(f"kind is {kind!r}; it must be one of {', '.join(KINDS)}")

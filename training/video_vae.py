@@ -149,8 +149,11 @@ def validation_shot(index: int, kind: str, split: str) -> tuple[Shot, np.random.
 def measure(
     vae: AutoencoderKLWan, clips: int, kind: str = "fall", split: str = "all"
 ) -> tuple[dict[str, float], list[np.ndarray]]:
-    """What fresh clips of a kind lose: PSNR in dB, whole, in the boxes of mouths or shape, and in those where they move;
-    the correlation of measured and true mouth openings, its mean and its least. And truth over reconstruction."""
+    """What fresh clips of a kind lose, and pictures, truth over reconstruction.
+
+    PSNR in dB, whole, in the boxes of mouths or shape, and in those where they move; the correlation of measured and
+    true mouth openings, its mean and its least.
+    """
     errors: dict[str, list[float]] = {"psnr": [], "psnr_shape": [], "psnr_moving": []}
     mouths: list[float] = []
     pictures = []
