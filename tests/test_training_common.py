@@ -12,7 +12,7 @@ from diffusers import AutoencoderKLLTX2Audio
 from torch import nn
 
 from nava_core.decode import encode_video
-from training import cache_latents, common, shots, video_vae, video_windows
+from training import cache_latents, common, fast_vae, shots, video_vae, video_windows
 from training.muon import Muon
 
 TINY = {
@@ -169,14 +169,14 @@ def test_two_chunks_and_fast_norms_equal_the_library(tiny: video_vae.Autoencoder
     moments = tiny.encode(pixels).latent_dist.parameters
     latents = moments[:, : TINY["z_dim"]]
     decoded = tiny.decode(latents).sample
-    video_vae.use_fast_norms(tiny)
-    torch.testing.assert_close(video_vae.encode_moments(tiny, pixels), moments, atol=2e-5, rtol=1e-4)
-    torch.testing.assert_close(video_vae.decode_pixels(tiny, latents).clamp(-1, 1), decoded, atol=2e-5, rtol=1e-4)
+    fast_vae.use_fast_norms(tiny)
+    torch.testing.assert_close(fast_vae.encode_moments(tiny, pixels), moments, atol=2e-5, rtol=1e-4)
+    torch.testing.assert_close(fast_vae.decode_pixels(tiny, latents).clamp(-1, 1), decoded, atol=2e-5, rtol=1e-4)
 
 
 def test_fast_norms_keep_the_names_of_the_weights(tiny: video_vae.AutoencoderKLWan) -> None:
     names = list(tiny.state_dict())
-    assert list(video_vae.use_fast_norms(tiny).state_dict()) == names
+    assert list(fast_vae.use_fast_norms(tiny).state_dict()) == names
 
 
 @pytest.mark.parametrize("freeze_encoder", [False, True])

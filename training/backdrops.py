@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from training.canvas import Canvas, both, ellipse
+from training.canvas import Canvas, Distance, both, ellipse
 from training.world import BACKGROUNDS, FLOOR, FPS
 
 WALLS: dict[str, tuple[int, int, int]] = {**BACKGROUNDS, "pale blue": (150, 184, 212), "lilac": (176, 158, 208)}
@@ -71,14 +71,20 @@ def _waves(canvas: Canvas, times: np.ndarray, rng: np.random.Generator) -> None:
              (0.72, 0.040, 3.6, 0.22, (96, 178, 208)))  # fmt: skip
     for level, height, number, speed, colour in bands:
         phase, swell = rng.uniform(0, 2 * np.pi), rng.uniform(0, 2 * np.pi)
-        heave = 0.015 * np.sin(2 * np.pi * 0.5 * times + swell)
-
-        def above(x, y, level=level, height=height, number=number, speed=speed, phase=phase, heave=heave):
-            return level + heave + height * np.abs(np.sin(number * (x - speed * times) + phase)) - y
-
-        canvas.fill(lambda x, y, above=above: above(x, y) - 0.018, (236, 244, 248), (-far, 0.4, far, 1.5))
-        canvas.fill(above, colour, (-far, 0.4, far, 1.5))
+        water = _crests(level + 0.015 * np.sin(np.pi * times + swell), height, number, speed * times, phase)
+        canvas.fill(moved(water, 0.018), (236, 244, 248), (-far, 0.4, far, 1.5))
+        canvas.fill(water, colour, (-far, 0.4, far, 1.5))
     canvas.fill(lambda x, y: 0.90 + 0.01 * np.sin(6 * x) - y, (222, 200, 150), (-far, 0.86, far, 1.5))
+
+
+def _crests(level: np.ndarray, height: float, number: float, run: np.ndarray, phase: float) -> Distance:
+    """Water below a line of crests; `level` and `run` (how far the crests have come) are (frames, 1, 1)."""
+    return lambda x, y: level + height * np.abs(np.sin(number * (x - run) + phase)) - y
+
+
+def moved(shape: Distance, outwards: float) -> Distance:
+    """The shape, larger by `outwards`."""
+    return lambda x, y: shape(x, y) - outwards
 
 
 def _wind(canvas: Canvas, times: np.ndarray, rng: np.random.Generator) -> None:

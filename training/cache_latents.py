@@ -33,8 +33,8 @@ from nava_core.decode import encode_audio
 from nava_core.mel import log_mel_spectrogram
 from nava_core.models.speaker_encoder import ReDimNetSpeakerEncoder
 from training import common, shots, speaking
+from training.fast_vae import encode_moments, use_fast_norms
 from training.shots import Shot
-from training.video_vae import encode_moments, use_fast_norms
 from training.video_windows import to_pixels
 from training.voices import VoiceBank
 
@@ -211,7 +211,8 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2, help="processes of one thread each")
     arguments = parser.parse_args()
     config = common.load_config(arguments.config)
-    buckets = tuple(Bucket(*name.split("/"), clips) for name, clips in config["clips"].items())
+    named = [(*name.split("/"), clips) for name, clips in config["clips"].items()]
+    buckets = tuple(Bucket(kind, size, clips) for kind, size, clips in named)
     plan = CachePlan(arguments.out, arguments.model, arguments.voices, buckets, config["shard"])
     check_folder(plan)
     todo = [shard for shard in plan.shards() if not shard.is_done()]

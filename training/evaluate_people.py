@@ -84,8 +84,8 @@ def generate(pipeline: NavaPipeline, bank: VoiceBank, case: Case, voiced: bool =
     if voiced and pipeline.spec.accepts_speakers:
         people = [case.shot.people[number] for number in speakers(case.shot)]
         options["speakers"] = [speaking.reference(person, bank) for person in people]
-    size = {"width": case.shot.width, "height": case.shot.height}
-    return as_clip(pipeline(prompt=case.prompt, seed=case.seed, output_type="np", **size, **options))
+    options |= {"width": case.shot.width, "height": case.shot.height}
+    return as_clip(pipeline(prompt=case.prompt, seed=case.seed, output_type="np", **options))
 
 
 def generate_unvoiced(pipeline: NavaPipeline, bank: VoiceBank, case: Case) -> Clip:

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from training.measure_people import PersonMeasure, correlation
-from training.voices import OPENING_STEP, mouth_levels
+from training.speech_scores import speech_band, speech_opening
+from training.voices import OPENING_STEP
 
 # How far a mouth may run before or behind its voice and still be found, in seconds.
 REACH = 0.25
@@ -44,8 +45,8 @@ class SpeechMeasure:
 def measure_lips(people: Sequence[PersonMeasure], audio: np.ndarray, fps: float, rate: int) -> SpeechMeasure:
     """Measure the mouths of `people` against `audio` (channels, samples)."""
     audio = np.atleast_2d(np.asarray(audio, np.float64))
-    levels = mouth_levels(audio.sum(axis=0), rate)
-    moments = np.arange(len(levels)) * OPENING_STEP
+    moments = np.arange(0, audio.shape[1] / rate, OPENING_STEP)
+    levels = speech_opening(audio, rate, moments)
     quiet = np.abs(audio).max() < 1e-3
     start = None if quiet else float(moments[np.argmax(levels > AUDIBLE)])
     if not people or quiet:
@@ -56,8 +57,9 @@ def measure_lips(people: Sequence[PersonMeasure], audio: np.ndarray, fps: float,
     lags = np.arange(-REACH, REACH + 1e-9, OPENING_STEP)
     fits = [correlation(widest, np.interp(times - lag, moments, levels)) for lag in lags]
     here = correlation(widest, np.interp(times, moments, levels))
-    balances = tuple(_balance(openings, number, audio, fps, rate) for number in range(len(people)))
-    opened = [np.argmax(row > SPEAKING) if (row > SPEAKING).any() else len(times) for row in openings]
+    band = speech_band(audio, rate)
+    balances = tuple(_balance(openings, number, band, fps, rate) for number in range(len(people)))
+    opened = [int(np.argmax(row > SPEAKING)) if (row > SPEAKING).any() else len(times) for row in openings]
     return SpeechMeasure(here, float(lags[int(np.argmax(fits))]), start, balances, int(np.argmin(opened)))
 
 

@@ -6,6 +6,7 @@ The mouth is what is darker than the skin in the face's lower half: no scene beh
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -138,13 +139,12 @@ def _looks(named: list[np.ndarray], boxes: np.ndarray) -> tuple[str, str, str]:
         }
         for kind, area in areas.items():
             votes[kind] += np.bincount(area.ravel(), minlength=len(_palette()[1])) * _is(kind)
-    names = _palette()[1]
-    by_name = {kind: {} for kind in votes}
+    by_name: dict[str, Counter[str]] = {kind: Counter() for kind in votes}
     for kind, counts in votes.items():
-        for name, count in zip(names, counts, strict=True):
+        for name, count in zip(_palette()[1], counts, strict=True):
             if name.startswith(kind):
-                by_name[kind][name] = by_name[kind].get(name, 0) + int(count)
-    skin, hair, clothes = (max(by_name[kind], key=by_name[kind].__getitem__) for kind in votes)
+                by_name[kind][name] += int(count)
+    skin, hair, clothes = (by_name[kind].most_common(1)[0][0] for kind in votes)
     return skin.split()[1], hair.split()[1], clothes.split()[1]
 
 

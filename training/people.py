@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from training.canvas import Canvas, both, box, either, ellipse
+from training.canvas import Canvas, Distance, both, box, either, ellipse
 from training.world import COLOURS, FPS
 
 HAIR: dict[str, tuple[int, int, int]] = {
@@ -75,17 +75,25 @@ def sample_person(rng: np.random.Generator, column: str, x: float, radius: float
     return Person(sex, hair, style, skin, clothes, column, x, y, radius, float(rng.uniform(0.1, 2.5)))
 
 
+@dataclass(frozen=True)
+class _Frame:
+    """World coordinates of a person: the middle of the head and its radius."""
+
+    x: float
+    y: float
+    r: float
+
+    def bounds(self, left: float, top: float, right: float, bottom: float) -> tuple[float, float, float, float]:
+        return self.x + left * self.r, self.y + top * self.r, self.x + right * self.r, self.y + bottom * self.r
+
+    def oval(self, x: float, y: float, half_width: float, half_height: float | np.ndarray) -> Distance:
+        return ellipse(self.x + x * self.r, self.y + y * self.r, half_width * self.r, half_height * self.r)
+
+
 def draw_person(canvas: Canvas, person: Person, opening: np.ndarray) -> None:
     """Draw `person` with the mouth as open as `opening` (frames,) in [0, 1] says."""
-    r = person.radius
-    x, y = _middle(canvas, person)
-
-    def bounds(left: float, top: float, right: float, bottom: float) -> tuple[float, float, float, float]:
-        return x + left * r, y + top * r, x + right * r, y + bottom * r
-
-    def oval(across: float, down: float, half_width: float, half_height: float):
-        return ellipse(x + across * r, y + down * r, half_width * r, half_height * r)
-
+    frame = _Frame(*_middle(canvas, person), person.radius)
+    x, y, r, oval, bounds = frame.x, frame.y, frame.r, frame.oval, frame.bounds
     hair, skin, clothes = HAIR[person.hair], SKINS[person.skin], COLOURS[person.clothes]
     if person.hair_style == "long":
         back = both(oval(0, 0.35, 1.16, 1.6), box(x - 2 * r, y - 2 * r, x + 2 * r, y + 1.35 * r))
@@ -101,8 +109,8 @@ def draw_person(canvas: Canvas, person: Person, opening: np.ndarray) -> None:
     canvas.fill(oval(0, 0, HEAD_WIDTH, 1.0), skin, bounds(-0.85, -1.05, 0.85, 1.05))
     cap = both(oval(0, -0.12, 0.95, 1.05), lambda across, down: -_fringe(across - x, down - y, r))
     canvas.fill(cap, hair, bounds(-1, -1.2, 1, 0.5))
-    _draw_eyes(canvas, person, oval, bounds)
-    _draw_mouth(canvas, person, opening, bounds)
+    _draw_eyes(canvas, person, frame)
+    _draw_mouth(canvas, person, opening, frame)
 
 
 def mouth_box(canvas: Canvas, person: Person) -> np.ndarray:
@@ -128,7 +136,7 @@ def _fringe(across: np.ndarray, down: np.ndarray, r: float) -> np.ndarray:
     return ellipse(0.0, 0.42 * r, 0.78 * r, 0.98 * r)(across, down)
 
 
-def _draw_eyes(canvas: Canvas, person: Person, oval, bounds) -> None:
+def _draw_eyes(canvas: Canvas, person: Person, frame: _Frame) -> None:
     number = np.arange(canvas.frames) - round(person.blink * FPS)
     lid = np.ones(canvas.frames, np.float32)
     for offset, share in enumerate(BLINK_FRAMES):
@@ -136,18 +144,18 @@ def _draw_eyes(canvas: Canvas, person: Person, oval, bounds) -> None:
     blinks = bool((lid < 1).any())
     tall = 0.15 * (lid[:, None, None] if blinks else 1.0)
     for side in (-1, 1):
-        canvas.fill(oval(side * 0.34, -0.02, 0.105, tall), EYE, bounds(side * 0.34 - 0.2, -0.2, side * 0.34 + 0.2, 0.2))
+        x = side * 0.34
+        canvas.fill(frame.oval(x, -0.02, 0.105, tall), EYE, frame.bounds(x - 0.2, -0.2, x + 0.2, 0.2))
 
 
-def _draw_mouth(canvas: Canvas, person: Person, opening: np.ndarray, bounds) -> None:
-    x, y = _middle(canvas, person)
-    r = person.radius
+def _draw_mouth(canvas: Canvas, person: Person, opening: np.ndarray, frame: _Frame) -> None:
+    x, y, r = frame.x, frame.y, frame.r
     wide = opening.astype(np.float32)[:, None, None]
     half_width, half_height = (0.37 - 0.07 * wide) * r, (0.035 + 0.30 * wide) * r
     lips = ellipse(x, y + MOUTH_Y * r, half_width + 0.06 * r, half_height + 0.06 * r)
-    canvas.fill(lips, _shade(SKINS[person.skin], 0.72), bounds(-0.5, 0.1, 0.5, 0.95))
+    canvas.fill(lips, _shade(SKINS[person.skin], 0.72), frame.bounds(-0.5, 0.1, 0.5, 0.95))
     inside = ellipse(x, y + MOUTH_Y * r, half_width, half_height)
-    canvas.fill(inside, INSIDE_OF_MOUTH, bounds(-0.5, 0.1, 0.5, 0.95))
+    canvas.fill(inside, INSIDE_OF_MOUTH, frame.bounds(-0.5, 0.1, 0.5, 0.95))
 
 
 def _shade(colour: tuple[int, int, int], share: float) -> tuple[float, float, float]:

@@ -19,73 +19,17 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan, WanRMS_norm, patchify, unpatchify
+from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
 from torch import nn
 
 from training import common
-from training.measure_people import correlation, measure_people
+from training.fast_vae import decode_pixels, encode_moments, use_fast_norms
+from training.measure_vae import measure, save_sheet
 from training.muon import Muon
-from training.shots import Shot, sample_shot
+from training.shots import sample_shot
 from training.video_windows import WindowSource, make_clip, to_pixels
 
-VALIDATION_SEED = 900_000
 STATISTICS_SEED = 800_000
-
-
-class ChannelRMSNorm(nn.Module):
-    """`WanRMS_norm` with a sum of squares in place of `F.normalize`, whose norm over channels is slow on a CPU."""
-
-    def __init__(self, norm: WanRMS_norm) -> None:
-        super().__init__()
-        self.scale = norm.scale
-        self.gamma = norm.gamma
-
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        inverse = torch.rsqrt(hidden_states.square().sum(1, keepdim=True) + 1e-24) * self.scale
-        return hidden_states * inverse * self.gamma
-
-
-def use_fast_norms(vae: AutoencoderKLWan) -> AutoencoderKLWan:
-    """Replace the norms in place; parameters, their names and the results stay the same (float32 only)."""
-    for module in list(vae.modules()):
-        for name, child in module.named_children():
-            if isinstance(child, WanRMS_norm):
-                setattr(module, name, ChannelRMSNorm(child))
-    return vae
-
-
-def encode_moments(vae: AutoencoderKLWan, pixels: torch.Tensor) -> torch.Tensor:
-    """`vae.encode(pixels).latent_dist.parameters` in two chunks: the first frame, then all others.
-
-    The library walks in chunks of four frames through the same cache; the convolutions are causal, so larger chunks
-    give the same numbers in a fraction of the calls.
-
-    Args:
-        pixels: `(batch, 3, 4n+1, height, width)` in [-1, 1].
-
-    Returns:
-        Mean and log-variance, `(batch, 2 * z_dim, n+1, height / 16, width / 16)`.
-    """
-    vae.clear_cache()
-    patches = patchify(pixels, vae.config["patch_size"])
-    cache = vae._enc_feat_map
-    chunks = [vae.encoder(patches[:, :, :1], feat_cache=cache, feat_idx=[0])]
-    if patches.shape[2] > 1:
-        chunks.append(vae.encoder(patches[:, :, 1:], feat_cache=cache, feat_idx=[0]))
-    vae.clear_cache()
-    return vae.quant_conv(torch.cat(chunks, dim=2))
-
-
-def decode_pixels(vae: AutoencoderKLWan, latents: torch.Tensor) -> torch.Tensor:
-    """`vae.decode(latents).sample` before its clamp to [-1, 1], in two chunks as in `encode_moments`."""
-    vae.clear_cache()
-    hidden_states = vae.post_quant_conv(latents)
-    cache = vae._feat_map
-    chunks = [vae.decoder(hidden_states[:, :, :1], feat_cache=cache, feat_idx=[0], first_chunk=True)]
-    if hidden_states.shape[2] > 1:
-        chunks.append(vae.decoder(hidden_states[:, :, 1:], feat_cache=cache, feat_idx=[0]))
-    vae.clear_cache()
-    return unpatchify(torch.cat(chunks, dim=2), vae.config["patch_size"])
 
 
 def reconstruction_loss(
@@ -131,51 +75,6 @@ def training_loss(
         "latent_spread": mean.detach().std().item(),
         "posterior_spread": torch.exp(0.5 * log_variance).mean().item(),
     }
-
-
-@torch.no_grad()
-def reconstruct(vae: AutoencoderKLWan, frames: np.ndarray) -> np.ndarray:
-    """uint8 frames through encoder and decoder."""
-    latents = encode_moments(vae, to_pixels(frames)[None]).chunk(2, dim=1)[0]
-    sample = decode_pixels(vae, latents).clamp(-1, 1)
-    return sample[0].add(1).mul(127.5).round().byte().permute(1, 2, 3, 0).numpy()
-
-
-def validation_shot(index: int, kind: str, split: str) -> tuple[Shot, np.random.Generator]:
-    rng = np.random.default_rng([VALIDATION_SEED + index, *kind.encode()])
-    return sample_shot(rng, kind, split), rng
-
-
-def measure(
-    vae: AutoencoderKLWan, clips: int, kind: str = "fall", split: str = "all"
-) -> tuple[dict[str, float], list[np.ndarray]]:
-    """What fresh clips of a kind lose, and pictures, truth over reconstruction.
-
-    PSNR in dB, whole, in the boxes of mouths or shape, and in those where they move; the correlation of measured and
-    true mouth openings, its mean and its least.
-    """
-    errors: dict[str, list[float]] = {"psnr": [], "psnr_shape": [], "psnr_moving": []}
-    mouths: list[float] = []
-    pictures = []
-    for index in range(clips):
-        shot, rng = validation_shot(index, kind, split)
-        clip, openings = make_clip(shot, rng)
-        decoded = reconstruct(vae, clip.frames)
-        squared = ((decoded.astype(np.float32) - clip.frames) / 255) ** 2
-        inside = clip.mask == 1
-        errors["psnr"].append(squared.mean())
-        if inside.any():
-            errors["psnr_shape"].append(squared[inside].mean())
-            moving = clip.moving + 1
-            errors["psnr_moving"].append(squared[moving][inside[moving]].mean())
-        people = measure_people(decoded) if openings else []
-        found = [correlation(person.opening, opening) for person, opening in zip(people, openings, strict=False)]
-        mouths += [*found, *[0.0] * (len(openings) - len(found))]
-        pictures.append(np.concatenate([clip.frames, decoded], axis=1))
-    result = {name: round(float(-10 * np.log10(np.mean(values))), 2) for name, values in errors.items() if values}
-    if mouths:
-        result |= {"mouth": round(float(np.mean(mouths)), 3), "mouth_least": round(float(np.min(mouths)), 3)}
-    return result, pictures
 
 
 @torch.no_grad()
@@ -332,21 +231,6 @@ class Trainer:
             optimizer.step()
         self.ema.update(self.vae)
         return {**values, "gradient": float(norm)}
-
-
-def save_sheet(pictures: list[np.ndarray], path: Path, shown: int = 10) -> None:
-    """A PNG of each clip's frames around its motion, the truth above what was decoded."""
-    from PIL import Image
-
-    from training.sheet import stack_rows
-
-    rows = []
-    for frames in pictures:
-        change = np.abs(np.diff(frames.astype(np.int16), axis=0)).mean((1, 2, 3))
-        first = int(np.clip(np.flatnonzero(change > change.max() / 4)[0] - 1, 0, len(frames) - 2 * shown))
-        rows.append(Image.fromarray(np.concatenate(list(frames[first : first + 2 * shown : 2]), axis=1)))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    stack_rows(rows).save(path)
 
 
 def main() -> None:
