@@ -10,7 +10,7 @@ import pytest
 from scipy import ndimage
 
 from nava_core.speech import parse_speech
-from training import backdrops, canvas, captions_people, people, shots
+from training import backdrops, canvas, captions, captions_people, people, rolling, shots, world
 from training.measure_camera import measure_camera
 from training.measure_people import correlation, measure_people
 
@@ -127,3 +127,42 @@ def test_captions_say_what_the_camera_does_and_where_it_is() -> None:
             if style == "dense" or shot.camera != "still":
                 assert any(name in text for name in captions_people.WORDS["camera"][shot.camera][language]), text
             assert any(name in text for name in captions_people.WORDS["backdrop"][shot.backdrop][language]), text
+
+
+def test_a_rolling_ball_touches_the_shape_once_and_moves_it_on() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(40):
+        roll = rolling.sample_roll(rng, "all")
+        times = np.linspace(0, 2, 400)
+        ball, shape = rolling.places(roll, times)
+        apart = np.abs(shape - ball)
+        assert times[apart.argmin()] == pytest.approx(roll.contact, abs=0.006)
+        before = times < roll.contact
+        assert np.ptp(shape[before]) < 1e-9 and (shape[-1] - shape[0]) * roll.direction > 0.01
+        assert (ball[~before][-1] - ball[~before][0]) * roll.direction < 0
+        sound = rolling.render_roll_sound(roll, 1.0)
+        hit = int(roll.contact * 48_000)
+        assert np.abs(sound).max() < 0.95
+        assert np.abs(sound[:, :hit]).max() < 0.01 < 0.1 < np.abs(sound[:, hit : hit + 480]).max()
+
+
+def test_captions_of_rolling_balls_name_both_things() -> None:
+    rng = np.random.default_rng(2)
+    for _ in range(40):
+        shot = shots.sample_shot(rng, "roll")
+        assert shot.roll is not None and shot.roll.ball_colour != shot.roll.colour
+        for style, language in (("dense", "zh"), ("short", "zh"), ("english", "en")):
+            text = captions_people.shot_caption(shot, rng, style).lower()
+            for value in (shot.roll.ball_colour, shot.roll.colour):
+                assert any(name in text for name in captions.WORDS["colour"][value][language]), text
+            assert any(name in text for name in captions.WORDS["shape"][shot.roll.shape][language]), text
+        text = captions_people.shot_caption(shot, rng, "dense", moment=True)
+        assert f"{shot.roll.contact:.1f}秒" in text
+
+
+def test_rolling_shapes_stand_on_the_floor() -> None:
+    shot, frames, _ = draw("roll", 1)
+    assert shot.roll is not None
+    colour = np.array(world.COLOURS[shot.roll.colour])
+    rows = np.flatnonzero((np.abs(frames[0].astype(int) - colour).max(-1) < 25).any(axis=1))
+    assert rows.max() == pytest.approx(world.FLOOR * shot.height - 1, abs=1.5)

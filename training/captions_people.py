@@ -9,6 +9,7 @@ import numpy as np
 
 from training import captions
 from training.captions import CAMERAS_ZH, SIDES_ZH, STYLES_ZH, Wordings, article, pick
+from training.captions_roll import WALLS, roll_caption
 from training.people import Person
 from training.shots import Shot, speakers
 
@@ -38,9 +39,7 @@ WORDS: dict[str, dict[str, dict[str, tuple[str, ...]]]] = {
     },
     "column": captions.WORDS["column"],
     "backdrop": {
-        **captions.WORDS["background"],
-        "pale blue": {"zh": ("浅蓝色", "淡蓝色", "天蓝色"), "en": ("pale blue", "light blue")},
-        "lilac": {"zh": ("淡紫色", "丁香色", "浅紫色"), "en": ("lilac", "pale purple")},
+        **WALLS,
         "rain": {"zh": ("下着雨的原野", "雨中的田野", "阴雨天的旷野"), "en": ("the rain", "a rainy field")},
         "waves": {"zh": ("海浪翻涌的海边", "有海浪的沙滩", "波浪起伏的大海"), "en": ("a sea with waves", "a wavy sea")},
         "wind": {"zh": ("大风吹过的草地", "刮着风的山坡", "风中的草坡"), "en": ("a windy hill", "a windy meadow")},
@@ -100,6 +99,8 @@ def shot_caption(shot: Shot, rng: np.random.Generator, style: str | None = None,
         style = str(rng.choice(list(STYLE_SHARES), p=list(STYLE_SHARES.values())))
     if shot.kind == "fall" and shot.scene is not None:
         return captions.caption(shot.scene, rng, style, moment)
+    if shot.roll is not None:
+        return roll_caption(shot.roll, shot.backdrop, rng, style, moment)
     grammars = {"dense": _dense, "short": _short, "english": _english}
     if style not in grammars:
         raise ValueError(f"style is {style!r}; it must be one of {', '.join(grammars)}")

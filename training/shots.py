@@ -19,17 +19,18 @@ from training import world
 from training.backdrops import AMBIENCES, WALLS, draw_backdrop
 from training.canvas import CAMERAS, Canvas, camera_path
 from training.people import PAIR_PLACES, SINGLE_PLACES, Person, draw_person, head_box, mouth_box, sample_person
+from training.rolling import Roll, draw_roll, roll_boxes, sample_roll
 
 SIZES = {"square": (128, 128), "landscape": (224, 128), "portrait": (128, 224)}
-KINDS = ("fall", "talk", "pair", "tour", "view")
+KINDS = ("fall", "roll", "talk", "pair", "tour", "view")
 
 
 @dataclass(frozen=True)
 class Shot:
     """`scene` falls, `people` speak; `panels` are the wall's; `seed` draws the backdrop's and the ambience's chances.
 
-    kind: "fall" (stage 1), "talk" (one person), "pair" (two people), "tour" (a person or a shape, with any camera,
-    backdrop and size) or "view" (a backdrop alone).
+    kind: "fall" (stage 1), "roll" (a ball hits a shape), "talk" (a person), "pair" (two people), "tour" (a person or a
+    shape, with any camera, backdrop and size) or "view" (a backdrop alone).
     """
 
     kind: str
@@ -42,6 +43,7 @@ class Shot:
     panels: bool = False
     scene: world.Scene | None = None
     people: tuple[Person, ...] = ()
+    roll: Roll | None = None
 
     @property
     def num_frames(self) -> int:
@@ -57,7 +59,8 @@ def shot_from_dict(values: dict[str, Any]) -> Shot:
     """The shot that `dataclasses.asdict` made `values` of, also through JSON."""
     people = tuple(Person(**{**person, "words": tuple(person["words"])}) for person in values["people"])
     scene = world.Scene(**values["scene"]) if values["scene"] else None
-    return Shot(**{**values, "people": people, "scene": scene})
+    roll = Roll(**values["roll"]) if values.get("roll") else None
+    return Shot(**{**values, "people": people, "scene": scene, "roll": roll})
 
 
 def sample_shot(rng: np.random.Generator, kind: str, split: str = "train", size: str | None = None) -> Shot:
@@ -78,6 +81,8 @@ def sample_shot(rng: np.random.Generator, kind: str, split: str = "train", size:
         scene = world.sample_scene(rng, split)
         return Shot(kind, scene.background, "still", 128, 128, 2.0, seed, scene=scene)
     wall = list(WALLS)[rng.integers(len(WALLS))]
+    if kind == "roll":
+        return Shot(kind, wall, "still", 128, 128, 2.0, seed, roll=sample_roll(rng, split))
     if kind in ("talk", "pair"):
         people = _one(rng, split) if kind == "talk" else _two(rng, split)
         return Shot(kind, wall, "still", 128, 128, 2.0, seed, people=people)
@@ -127,6 +132,8 @@ def render_frames(shot: Shot, openings: Sequence[np.ndarray] = ()) -> np.ndarray
     draw_backdrop(canvas, shot.backdrop, shot.panels, shot.seed)
     if shot.scene is not None:
         _draw_scene(canvas, shot.scene)
+    if shot.roll is not None:
+        draw_roll(canvas, shot.roll, np.arange(shot.num_frames) / world.FPS)
     for person, opening in zip(shot.people, openings, strict=True):
         draw_person(canvas, person, opening)
     return canvas.picture()
@@ -138,6 +145,8 @@ def points_of_interest(shot: Shot) -> list[np.ndarray]:
     boxes = [mouth_box(canvas, person) for person in shot.people]
     if shot.scene is not None:
         boxes.append(_scene_box(canvas, shot.scene))
+    if shot.roll is not None:
+        boxes += roll_boxes(canvas, shot.roll, np.arange(shot.num_frames) / world.FPS)
     return boxes
 
 
@@ -172,7 +181,7 @@ def _draw_scene(canvas: Canvas, scene: world.Scene) -> None:
     canvas.fill(shadow, (20, 20, 24), (x - reach, world.FLOOR, x + reach, 1.0), 0.15 + 0.3 * nearness)
 
     def distance(across: np.ndarray, down: np.ndarray) -> np.ndarray:
-        return radius * world._signed_distance(scene.shape, (across - x) / radius, (bottom - down) / radius)
+        return radius * world.signed_distance(scene.shape, (across - x) / radius, (bottom - down) / radius)
 
     reach = 1.3 * radius
     canvas.fill(distance, world.COLOURS[scene.colour], (x - reach, -0.1, x + reach, world.FLOOR + 0.02))

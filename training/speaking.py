@@ -13,6 +13,7 @@ from training import world
 from training.ambience import ambience
 from training.lexicon import WORDS
 from training.people import Person
+from training.rolling import render_roll_sound
 from training.shots import Shot
 from training.voices import Utterance, VoiceBank, mix, place
 
@@ -76,6 +77,8 @@ def render_sound(shot: Shot, bank: VoiceBank | None, rate: int = 48_000) -> np.n
     seconds = shot.num_frames / world.FPS
     if shot.kind == "fall" and shot.scene is not None:
         return world.render_sound(shot.scene, seconds, rate)
+    if shot.roll is not None:
+        return render_roll_sound(shot.roll, shot.width / shot.height, seconds, rate)
     rng = np.random.default_rng(shot.seed)
     parts = [np.zeros((2, round(seconds * rate)), np.float32)]
     if shot.scene is not None:

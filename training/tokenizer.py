@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 DEFAULT_FOLDER = Path("training/weights/tokenizer")
 # Shares of the kinds of shots in the corpus; `training.shots`.
-KIND_SHARES = dict(zip(KINDS, (0.4, 0.25, 0.15, 0.15, 0.05), strict=True))
+KIND_SHARES = dict(zip(KINDS, (0.3, 0.15, 0.22, 0.13, 0.14, 0.06), strict=True))
 # How often the corpus is taken to hold each spoken word: one piece each, at the start of a span and within it.
 SPOKEN_COUNT = 400
 
