@@ -38,10 +38,11 @@ def latents(tmp_path: Path) -> Path:
     folder = tmp_path / "latents"
     folder.mkdir()
     noise = torch.Generator().manual_seed(0)
-    shapes = {"video": (4, 4, 3, 4, 4), "audio": (4, 10, 6), "speakers": (4, 2, 192)}
+    shapes = {"video": (4, 4, 3, 4, 4), "audio": (4, 10, 6)}
     tensors = {name: torch.randn(shape, generator=noise).half() for name, shape in shapes.items()}
-    tensors["speakers"] = tensors["speakers"].float()
-    tensors["speakers"][:2] = 0
+    voices = torch.randn(4, 2, 192, generator=noise)
+    voices[:2] = 0
+    save_file({"speakers": voices}, folder / "voices_00000.safetensors")
     save_file(tensors, folder / "shard_00000.safetensors")
     drawn = [shots.sample_shot(np.random.default_rng(seed), kind) for seed, kind in enumerate(("fall", "fall"))]
     for seed, kind in enumerate(("talk", "pair")):
@@ -106,7 +107,7 @@ def test_voices_go_where_their_spans_are_in_the_order_of_speaking(latents: Path)
     tokenizer = PreTrainedTokenizerFast.from_pretrained(WEIGHTS / "tokenizer")
     clips = CachedClips(latents, tokenizer, 128, {"pair": 1.0})
     batch = clips.draw(np.random.default_rng(0), 2, empty_prompt=0.0)
-    stored = load_file(next(latents.glob("*.safetensors")))["speakers"][3]
+    stored = load_file(latents / "voices_00000.safetensors")["speakers"][3]
     sentinel = tokenizer.convert_tokens_to_ids("<extra_id_2>")
     for row, positions in enumerate(batch.speaker_positions):
         assert [batch.ids[row, position] for position in positions] == [sentinel] * 2

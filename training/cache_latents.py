@@ -4,10 +4,10 @@
 
 Clip number i of a bucket (a kind of shot at one frame size) is drawn with the seed (bucket, i), so a run can be
 stopped, resumed and made longer. A shard is a `.safetensors` file of one bucket with `video` (clips, channels, latent
-frames, height, width) and `audio` (clips, tokens, channels), float16, and `speakers` (clips, 2, 192), float32, the
-embedding of each person's voice, zeros for nobody; beside it a `.json` list of the shots, from which captions are drawn
-at training time. The first latent frame of `video` is also the encoding of the first frame alone: the autoencoder is
-causal.
+frames, height, width) and `audio` (clips, tokens, channels), float16; beside it a `.json` list of the shots, from which
+captions are drawn at training time, and, once there is a speaker encoder, a file `voices_...` with `speakers` (clips,
+2, 192), float32, the embedding of each person's voice, zeros for nobody. The first latent frame of `video` is also the
+encoding of the first frame alone: the autoencoder is causal.
 """
 
 from __future__ import annotations
@@ -66,12 +66,34 @@ class Shard:
     stop: int
     path: Path
 
+    @property
+    def voices(self) -> Path:
+        """The file of its speaker embeddings."""
+        return voices_path(self.path)
+
     def is_done(self) -> bool:
         """Whether the file is there with all of its clips (a run made longer may have to redo a bucket's last one)."""
-        if not self.path.exists():
+        return self._holds(self.path, "video")
+
+    def has_voices(self, digest: str | None) -> bool:
+        """Whether its embeddings are there, by the speaker encoder of this digest; None asks for none."""
+        return digest is None or (self._holds(self.voices, "speakers") and _metadata(self.voices)["encoder"] == digest)
+
+    def _holds(self, path: Path, name: str) -> bool:
+        if not path.exists():
             return False
-        with safe_open(self.path, framework="pt") as file:
-            return file.get_slice("video").get_shape()[0] == self.stop - self.start
+        with safe_open(path, framework="pt") as file:
+            return file.get_slice(name).get_shape()[0] == self.stop - self.start
+
+
+def voices_path(path: Path) -> Path:
+    """Where the speaker embeddings of the shard at `path` are."""
+    return path.with_name(path.name.replace("shard_", "voices_"))
+
+
+def _metadata(path: Path) -> dict[str, str]:
+    with safe_open(path, framework="pt") as file:
+        return file.metadata() or {}
 
 
 @dataclass(frozen=True)
@@ -140,41 +162,54 @@ class ClipEncoder:
         return rows
 
 
-def write_shard(shard: Shard, encoder: ClipEncoder, split: str = "train") -> None:
-    """Make one shard: the shots' JSON first, so that a shard that is there is complete."""
+def write_shard(shard: Shard, encoder: ClipEncoder, digest: str | None = None, split: str = "train") -> None:
+    """Make what is missing of one shard: the shots' JSON first, so that a shard that is there is complete.
+
+    digest: of the speaker encoder; None where there is none.
+    """
     drawn = []
     for number in range(shard.start, shard.stop):
         shot, rng = shard.bucket.draw(number, split)
         drawn.append(speaking.give_voices(shot, encoder.bank, rng, split) if encoder.bank else shot)
-    tensors = {
-        "video": torch.stack([encoder.video(shot) for shot in drawn]).half().contiguous(),
-        "audio": torch.stack([encoder.audio(shot) for shot in drawn]).half().contiguous(),
-        "speakers": torch.stack([encoder.speakers(shot) for shot in drawn]),
-    }
-    text = json.dumps([asdict(shot) for shot in drawn], ensure_ascii=False)
-    common.write_atomically(shard.path.with_suffix(".json"), lambda file: file.write_text(text, encoding="utf-8"))
-    common.write_atomically(shard.path, lambda file: save_file(tensors, file))
+    if not shard.is_done():
+        tensors = {
+            "video": torch.stack([encoder.video(shot) for shot in drawn]).half().contiguous(),
+            "audio": torch.stack([encoder.audio(shot) for shot in drawn]).half().contiguous(),
+        }
+        text = json.dumps([asdict(shot) for shot in drawn], ensure_ascii=False)
+        common.write_atomically(shard.path.with_suffix(".json"), lambda file: file.write_text(text, encoding="utf-8"))
+        common.write_atomically(shard.path, lambda file: save_file(tensors, file))
+    if not shard.has_voices(digest):
+        voices = {"speakers": torch.stack([encoder.speakers(shot) for shot in drawn])}
+        common.write_atomically(shard.voices, lambda file: save_file(voices, file, {"encoder": str(digest)}))
 
 
 def read_shards(folder: Path) -> Iterator[tuple[dict[str, torch.Tensor], list[Shot]]]:
-    """Every finished shard of `folder` in order: its tensors and its shots."""
+    """Every finished shard of `folder` in order: its tensors and its shots. Voices that are not there are zeros."""
     for path in sorted(folder.glob("shard_*.safetensors")):
         stored = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
-        yield load_file(path), [shots.shot_from_dict(values) for values in stored]
+        voices = voices_path(path)
+        silent = {"speakers": torch.zeros(len(stored), MOST_PEOPLE, SPEAKER_DIM)}
+        tensors = {**load_file(path), **(load_file(voices) if voices.exists() else silent)}
+        yield tensors, [shots.shot_from_dict(values) for values in stored]
 
 
 def encoder_digest(model: Path) -> str:
-    """Identifies what the latents come from: the encoders' weights and statistics, whatever the decoders are."""
+    """Identifies what the latents come from: both encoders' weights and statistics, whatever the decoders are."""
     digest = hashlib.sha256()
-    for path in sorted(
-        p for part in ("vae", "audio_vae", "speaker_encoder") for p in (model / part).glob("*.safetensors")
-    ):
+    for path in sorted(path for part in ("vae", "audio_vae") for path in (model / part).glob("*.safetensors")):
         for name, tensor in sorted(load_file(path).items()):
-            if path.parent.name == "speaker_encoder" or name.startswith((*ENCODER_PREFIXES, "latents_")):
+            if name.startswith((*ENCODER_PREFIXES, "latents_")):
                 digest.update(name.encode() + tensor.contiguous().view(torch.uint8).numpy().tobytes())
     config = json.loads((model / "vae" / "config.json").read_text(encoding="utf-8"))
     digest.update(json.dumps([config["latents_mean"], config["latents_std"]]).encode())
     return digest.hexdigest()
+
+
+def speaker_digest(model: Path) -> str | None:
+    """Identifies the speaker encoder; None where there is none."""
+    files = sorted((model / "speaker_encoder").glob("*.safetensors"))
+    return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest() if files else None
 
 
 def check_folder(plan: CachePlan) -> None:
@@ -187,18 +222,19 @@ def check_folder(plan: CachePlan) -> None:
     common.write_atomically(path, lambda file: file.write_text(json.dumps(wanted), encoding="utf-8"))
 
 
-_worker_state: dict[str, tuple[CachePlan, ClipEncoder]] = {}
+_worker_state: dict[str, tuple[str | None, ClipEncoder]] = {}
 
 
 def _start_worker(plan: CachePlan) -> None:
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
     bank = VoiceBank.load(plan.voices) if plan.voices else None
-    _worker_state["state"] = plan, ClipEncoder(plan.model, bank)
+    _worker_state["state"] = speaker_digest(plan.model), ClipEncoder(plan.model, bank)
 
 
 def _make_shard(shard: Shard) -> str:
-    write_shard(shard, _worker_state["state"][1])
+    digest, encoder = _worker_state["state"]
+    write_shard(shard, encoder, digest)
     return shard.path.name
 
 
@@ -215,7 +251,8 @@ def main() -> None:
     buckets = tuple(Bucket(kind, size, clips) for kind, size, clips in named)
     plan = CachePlan(arguments.out, arguments.model, arguments.voices, buckets, config["shard"])
     check_folder(plan)
-    todo = [shard for shard in plan.shards() if not shard.is_done()]
+    digest = speaker_digest(plan.model)
+    todo = [shard for shard in plan.shards() if not (shard.is_done() and shard.has_voices(digest))]
     print(f"{len(todo)} of {len(plan.shards())} shards to make", flush=True)
     started = time.monotonic()
     with get_context("spawn").Pool(arguments.workers, _start_worker, (plan,)) as pool:

@@ -105,8 +105,11 @@ def main() -> None:
     before, _ = measure(old, 2 * arguments.clips, "fall", arguments.split)
     print("fall, the older one", before)
     if {"fall", "talk"} <= found.keys():
-        for condition, holds in passes(found, before).items():
+        verdict = passes(found, before)
+        for condition, holds in verdict.items():
             print("passes" if holds else "FAILS", condition)
+        if not all(verdict.values()):
+            raise SystemExit("the autoencoder does not pass its gate; give its training more minutes and run it again")
 
 
 if __name__ == "__main__":
