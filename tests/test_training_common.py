@@ -128,7 +128,7 @@ def test_muon_learns_a_convolution() -> None:
 
 
 def test_window_shares_are_interpolated() -> None:
-    window = video_vae.Window(frames=1, height=16, width=16, batch=1, share=[1.0, 0.5, 0.0])
+    window = video_windows.Window(frames=1, height=16, width=16, batch=1, share=[1.0, 0.5, 0.0])
     assert [window.share_at(p) for p in (0.0, 0.25, 1.0)] == [1.0, 0.75, 0.0]
 
 
