@@ -35,7 +35,7 @@ def test_every_kind_has_its_size_and_survives_json() -> None:
             shot, frames, _ = draw(kind, seed)
             assert frames.shape == (49, shot.height, shot.width, 3) and frames.dtype == np.uint8
             assert shots.shot_from_dict(json.loads(json.dumps(asdict(shot)))) == shot
-    with pytest.raises(ValueError, match="fall, talk"):
+    with pytest.raises(ValueError, match="fall, roll"):
         shots.sample_shot(np.random.default_rng(0), "opera")
     with pytest.raises(ValueError, match="square"):
         shots.sample_shot(np.random.default_rng(0), "talk", size="portrait")
