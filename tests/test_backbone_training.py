@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedTokenizerFast
 
-from training import backbone, common, world
+from training import backbone, common, shots
+from training.clips import CachedClips
 
 ROOT = Path(__file__).parents[1]
-NANO = ROOT / "assets" / "nava-nano"
+WEIGHTS = ROOT / "training" / "weights"
+KINDS = {"fall": 1.0, "talk": 1.0, "pair": 1.0}
 
 
 @pytest.fixture
@@ -27,32 +29,40 @@ def config() -> dict[str, Any]:
     latents = {"in_channels": 4, "out_channels": 4, "audio_in_channels": 6, "audio_out_channels": 6}
     config["transformer"] |= {**sizes, **latents, "text_dim": 16, "freq_dim": 32}
     config["text_encoder"] |= {"d_model": 16, "d_kv": 8, "num_heads": 2, "d_ff": 16, "num_layers": 1}
-    return {**config, "batch_size": 2, "precision": "float32"}
+    return {**config, "kinds": KINDS, "batch_size": 2, "precision": "float32"}
 
 
 @pytest.fixture
 def latents(tmp_path: Path) -> Path:
-    """Four clips of noise, and the scenes that they would be of."""
+    """Four clips of noise, and the shots that they would be of."""
     folder = tmp_path / "latents"
     folder.mkdir()
     noise = torch.Generator().manual_seed(0)
     shapes = {"video": (4, 4, 3, 4, 4), "audio": (4, 10, 6)}
     tensors = {name: torch.randn(shape, generator=noise).half() for name, shape in shapes.items()}
+    voices = torch.randn(4, 2, 192, generator=noise)
+    voices[:2] = 0
+    save_file({"speakers": voices}, folder / "voices_00000.safetensors")
     save_file(tensors, folder / "shard_00000.safetensors")
-    scenes = [asdict(world.sample_scene(np.random.default_rng(seed))) for seed in range(4)]
-    (folder / "shard_00000.json").write_text(json.dumps(scenes), encoding="utf-8")
+    drawn = [shots.sample_shot(np.random.default_rng(seed), kind) for seed, kind in enumerate(("fall", "fall"))]
+    for seed, kind in enumerate(("talk", "pair")):
+        shot = shots.sample_shot(np.random.default_rng(seed), kind)
+        people = [replace(person, words=("hello", "moon"), start=1.0 - turn) for turn, person in enumerate(shot.people)]
+        drawn.append(replace(shot, people=tuple(people)))
+    text = json.dumps([asdict(shot) for shot in drawn])
+    (folder / "shard_00000.json").write_text(text, encoding="utf-8")
     return folder
 
 
 def first_loss(config: dict[str, Any], latents: Path) -> tuple[float, backbone.NanoModel]:
     """The loss of one fixed step, with its gradients."""
     torch.manual_seed(0)
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(NANO / "tokenizer")
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(WEIGHTS / "tokenizer")
     model = backbone.NanoModel(config, len(tokenizer))
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.05)
     rng = np.random.default_rng(0)
-    batch = backbone.CachedClips(latents, tokenizer, 128).draw(rng, 2, empty_prompt=0.0)
+    batch = CachedClips(latents, tokenizer, 128, {"talk": 1.0, "pair": 1.0}).draw(rng, 2, empty_prompt=0.0)
     torch.manual_seed(1)
     video, audio = backbone.flow_loss(model, batch, config, rng)
     (video + audio).backward()
@@ -65,7 +75,7 @@ def test_bfloat16_multiplies_and_float32_keeps(config: dict[str, Any], latents: 
     assert loss != expected
     assert loss == pytest.approx(expected, rel=0.02)
     without = [name for name, value in model.named_parameters() if value.grad is None]
-    assert all("speaker" in name for name in without), without  # the stage has no voices
+    assert not without
     assert {value.grad.dtype for value in model.parameters() if value.grad is not None} == {torch.float32}
 
 
@@ -75,14 +85,14 @@ def test_a_run_is_resumed_and_built_on(
     monkeypatch.setattr(torch, "set_num_threads", lambda threads: None)  # the other tests' threads stay
     monkeypatch.setattr(torch, "set_flush_denormal", lambda flush: True)
     out = tmp_path / "run"
-    backbone.train({**config, "minutes": 0.03}, latents, NANO, out, resume=False)
+    backbone.train({**config, "minutes": 0.03}, latents, WEIGHTS, out, resume=False)
     first = common.load_checkpoint(out)
     assert first is not None and first["step"] > 0
-    backbone.train({**config, "minutes": 0.06}, latents, NANO, out, resume=True)
+    backbone.train({**config, "minutes": 0.06}, latents, WEIGHTS, out, resume=True)
     second = common.load_checkpoint(out)
     assert second is not None and second["step"] > first["step"] and second["spent"] >= 60 * 0.06
     built_on = tmp_path / "next"
-    backbone.train({**config, "minutes": 1e-9}, latents, NANO, built_on, resume=False, start=out)
+    backbone.train({**config, "minutes": 1e-9}, latents, WEIGHTS, built_on, resume=False, start=out)
     for part in ("transformer", "text_encoder"):
         kept, made = (load_file(next((folder / part).glob("*.safetensors"))) for folder in (out, built_on))
         assert all(torch.equal(value, made[name]) for name, value in kept.items())
@@ -90,4 +100,46 @@ def test_a_run_is_resumed_and_built_on(
 
 def test_no_latents_is_an_error_that_says_what_to_run(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"run python -m training\.cache_latents first"):
-        backbone.CachedClips(tmp_path, None, 128)  # type: ignore[arg-type]
+        CachedClips(tmp_path, None, 128, KINDS)  # type: ignore[arg-type]
+
+
+def test_voices_go_where_their_spans_are_in_the_order_of_speaking(latents: Path) -> None:
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(WEIGHTS / "tokenizer")
+    clips = CachedClips(latents, tokenizer, 128, {"pair": 1.0})
+    batch = clips.draw(np.random.default_rng(0), 2, empty_prompt=0.0)
+    stored = load_file(latents / "voices_00000.safetensors")["speakers"][3]
+    sentinel = tokenizer.convert_tokens_to_ids("<extra_id_2>")
+    for row, positions in enumerate(batch.speaker_positions):
+        assert [batch.ids[row, position] for position in positions] == [sentinel] * 2
+        torch.testing.assert_close(batch.speakers[row], stored.flip(0))  # the second person speaks first
+    falling = CachedClips(latents, tokenizer, 128, {"fall": 1.0}).draw(np.random.default_rng(0), 2, 0.0)
+    assert falling.speaker_positions == [(), ()]
+
+
+def test_kinds_are_drawn_in_their_shares_and_voices_left_out(config: dict[str, Any], latents: Path) -> None:
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(WEIGHTS / "tokenizer")
+    rng = np.random.default_rng(0)
+    batch = CachedClips(latents, tokenizer, 128, {"fall": 1.0, "pair": 3.0}).draw(rng, 400, 0.0)
+    two = np.array([len(rows) == 2 for rows in batch.speaker_positions])
+    assert 0.68 < two.mean() < 0.82
+    wanted = {**config, "speaker_absent": 0.5, "speaker_null": 0.25}
+    voices, positions = backbone.draw_voices(batch, np.arange(400) < 50, wanted, rng)
+    assert not any(positions[:50])
+    left = np.array([len(rows) == 2 for rows in positions])[50:]
+    assert 0.4 < left.sum() / two[50:].sum() < 0.6
+    assert 0.65 < (voices[two].abs().sum(-1) > 0).float().mean() < 0.85
+
+
+def test_a_new_vocabulary_keeps_the_rows_of_known_pieces(config: dict[str, Any], tmp_path: Path, latents: Path) -> None:
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(WEIGHTS / "tokenizer")
+    model = backbone.NanoModel(config, len(tokenizer))
+    for part in ("transformer", "text_encoder"):
+        getattr(model, part).save_pretrained(tmp_path / part)
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    larger = PreTrainedTokenizerFast.from_pretrained(WEIGHTS / "tokenizer")
+    larger.add_tokens(["quokka"])
+    grown = backbone.NanoModel(config, len(larger))
+    grown.load(tmp_path, larger)
+    old, new = (one.text_encoder.shared.weight for one in (model, grown))
+    torch.testing.assert_close(new[: len(tokenizer)], old)
+    assert new.shape[0] == old.shape[0] + 1 and new[-1].abs().sum() > 0

@@ -12,7 +12,7 @@ from diffusers import AutoencoderKLLTX2Audio
 from torch import nn
 
 from nava_core.decode import encode_video
-from training import cache_latents, common, video_vae, world
+from training import cache_latents, common, fast_vae, shots, video_vae, video_windows
 from training.muon import Muon
 
 TINY = {
@@ -29,9 +29,12 @@ TINY = {
     "scale_factor_spatial": 16,
     "scale_factor_temporal": 4,
 }
-LOSS = {"shape_weight": 4.0, "gradient": 1.0, "coarse": 0.5, "sharp_from": 0.4, "kl": 1e-4, "latent_noise": 0.1}
+LOSS = {"shape_weight": 4.0, "gradient": 1.0, "coarse": 0.5, "sharp_from": 0.4, "kl": 1e-4}
+LOSS |= {"latent_noise": 0.1, "noisy_from": 1.0}
 CONFIG = {
     "model": TINY,
+    "weights": None,
+    "kinds": {"fall": 0.5, "pair": 0.5},
     "seed": 0,
     "precision": "auto",
     "learning_rate": 1e-3,
@@ -125,7 +128,7 @@ def test_muon_learns_a_convolution() -> None:
 
 
 def test_window_shares_are_interpolated() -> None:
-    window = video_vae.Window(frames=1, height=16, width=16, batch=1, share=[1.0, 0.5, 0.0])
+    window = video_windows.Window(frames=1, height=16, width=16, batch=1, share=[1.0, 0.5, 0.0])
     assert [window.share_at(p) for p in (0.0, 0.25, 1.0)] == [1.0, 0.75, 0.0]
 
 
@@ -166,14 +169,14 @@ def test_two_chunks_and_fast_norms_equal_the_library(tiny: video_vae.Autoencoder
     moments = tiny.encode(pixels).latent_dist.parameters
     latents = moments[:, : TINY["z_dim"]]
     decoded = tiny.decode(latents).sample
-    video_vae.use_fast_norms(tiny)
-    torch.testing.assert_close(video_vae.encode_moments(tiny, pixels), moments, atol=2e-5, rtol=1e-4)
-    torch.testing.assert_close(video_vae.decode_pixels(tiny, latents).clamp(-1, 1), decoded, atol=2e-5, rtol=1e-4)
+    fast_vae.use_fast_norms(tiny)
+    torch.testing.assert_close(fast_vae.encode_moments(tiny, pixels), moments, atol=2e-5, rtol=1e-4)
+    torch.testing.assert_close(fast_vae.decode_pixels(tiny, latents).clamp(-1, 1), decoded, atol=2e-5, rtol=1e-4)
 
 
 def test_fast_norms_keep_the_names_of_the_weights(tiny: video_vae.AutoencoderKLWan) -> None:
     names = list(tiny.state_dict())
-    assert list(video_vae.use_fast_norms(tiny).state_dict()) == names
+    assert list(fast_vae.use_fast_norms(tiny).state_dict()) == names
 
 
 @pytest.mark.parametrize("freeze_encoder", [False, True])
@@ -186,19 +189,21 @@ def test_gradients_reach_what_is_trained(tiny: video_vae.AutoencoderKLWan, freez
     assert all((value.grad is None) == freeze_encoder for value in tiny.encoder.parameters())
 
 
-def test_the_box_holds_the_shape() -> None:
-    for seed in range(8):
-        scene = world.sample_scene(np.random.default_rng(seed), "all")
-        frames = world.render_frames(scene).astype(np.int16)
-        boxes = video_vae.shape_boxes(scene, 128, 128, len(frames))
-        inside = video_vae.box_mask(boxes, 128, 128) > 0
-        colour = np.array(world.COLOURS[scene.colour])
-        like_shape = np.abs(frames - colour).max(-1) < 12
-        assert like_shape[inside].sum() > 0.9 * like_shape.sum() > 0
+@pytest.mark.parametrize("kind", ["fall", "talk", "pair", "tour"])
+def test_the_mask_holds_what_changes(kind: str) -> None:
+    for seed in range(4):
+        rng = np.random.default_rng(seed)
+        clip, openings = video_windows.make_clip(shots.sample_shot(rng, kind, "all"), rng)
+        assert clip.mask.shape == clip.frames.shape[:3] and clip.mask.max() == 1
+        assert clip.moving.max() < len(clip.frames) - 1
+        if kind == "fall":
+            change = np.abs(np.diff(clip.frames.astype(np.int16), axis=0)).max(-1) > 60
+            assert change[clip.mask[1:] == 1].sum() > 0.9 * change.sum() > 0
+        assert len(openings) == {"fall": 0, "talk": 1, "pair": 2}.get(kind, len(openings))
 
 
 def test_windows_have_their_size_and_mostly_the_shape() -> None:
-    source = video_vae.WindowSource({**CONFIG, "pool": 4}, seed=1)
+    source = video_windows.WindowSource({**CONFIG, "pool": 4}, seed=1)
     sizes = np.random.default_rng(2)
     masks = []
     for _ in range(12):
@@ -242,26 +247,37 @@ def tiny_models(tmp_path: Path, tiny: video_vae.AutoencoderKLWan) -> Path:
     return folder
 
 
-def test_cache_holds_normalised_latents_and_the_scenes(tiny_models: Path, tmp_path: Path) -> None:
-    plan = cache_latents.CachePlan(tmp_path / "cache", tiny_models, clips=1, shard=2)
+def cache_plan(folder: Path, model: Path, clips: int, shard: int) -> cache_latents.CachePlan:
+    return cache_latents.CachePlan(folder, model, None, (cache_latents.Bucket("fall", "square", clips),), shard)
+
+
+def test_cache_holds_normalised_latents_and_the_shots(tiny_models: Path, tmp_path: Path) -> None:
+    plan = cache_plan(tmp_path / "cache", tiny_models, clips=1, shard=2)
     cache_latents.check_folder(plan)
-    assert not plan.is_done(0)
-    encoder = cache_latents.ClipEncoder(tiny_models)
-    cache_latents.write_shard(plan, 0, encoder)
-    assert plan.is_done(0)
-    ((tensors, scenes),) = cache_latents.read_shards(plan.out)
-    assert scenes == [world.sample_scene(np.random.default_rng(0), "train")]
-    assert tensors["audio"].shape[:2] == (1, 52)
-    pixels = video_vae.to_pixels(world.render_frames(scenes[0]))
+    (shard,) = plan.shards()
+    assert not shard.is_done()
+    cache_latents.write_shard(shard, cache_latents.ClipEncoder(tiny_models, None))
+    assert shard.is_done()
+    ((tensors, stored),) = cache_latents.read_shards(plan.out)
+    assert stored == [plan.buckets[0].draw(0, "train")[0]]
+    assert tensors["audio"].shape[:2] == (1, 52) and not tensors["speakers"].any()
+    pixels = video_windows.to_pixels(shots.render_frames(stored[0]))
     vae = video_vae.AutoencoderKLWan.from_pretrained(tiny_models / "vae", torch_dtype=torch.float32)
     torch.testing.assert_close(tensors["video"][0].float(), encode_video(vae, pixels), atol=5e-3, rtol=5e-3)
     torch.testing.assert_close(encode_video(vae, pixels[:, :1]), encode_video(vae, pixels)[:, :1])
-    longer = cache_latents.CachePlan(plan.out, tiny_models, clips=2, shard=2)
-    assert not longer.is_done(0)
+    assert not cache_plan(plan.out, tiny_models, clips=2, shard=2).shards()[0].is_done()
+
+
+def test_shards_of_all_buckets_come_by_turns(tmp_path: Path) -> None:
+    buckets = (cache_latents.Bucket("fall", "square", 7), cache_latents.Bucket("talk", "square", 4))
+    shards = cache_latents.CachePlan(tmp_path, tmp_path, None, buckets, shard=2).shards()
+    assert [shard.bucket.kind for shard in shards[:3]] == ["fall", "talk", "fall"]
+    assert sum(shard.stop - shard.start for shard in shards) == 11
+    assert len({shard.path for shard in shards}) == len(shards) == 6
 
 
 def test_cache_refuses_latents_of_another_encoder(tiny_models: Path, tmp_path: Path) -> None:
-    plan = cache_latents.CachePlan(tmp_path / "cache", tiny_models, clips=1, shard=1)
+    plan = cache_plan(tmp_path / "cache", tiny_models, clips=1, shard=1)
     cache_latents.check_folder(plan)
     config = tiny_models / "vae" / "config.json"
     changed = {**json.loads(config.read_text()), "latents_std": [9.0] * 4}

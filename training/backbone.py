@@ -1,6 +1,7 @@
 """Train nava-nano's backbone and its text encoder on cached latents, by flow matching.
 
-    python -m training.backbone --config training/configs/backbone.yaml --latents runs/latents --out runs/backbone
+    python -m training.backbone --config training/configs/backbone_stage2.yaml --latents runs/latents_stage2 \\
+        --model training/weights --weights assets/nava-nano --out runs/backbone_stage2 --resume
 
 Resumable with --resume; under `torchrun --nproc-per-node 2 -m training.backbone ...` the processes average their
 gradients, which on a CPU beats one process with two threads. The recipe is the paper's: both streams at one noise
@@ -12,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,57 +22,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 
-from nava_core.conditioning.text import clean_text
 from nava_core.models.transformer_nava import NavaTransformer3DModel
 from nava_core.sampling import shifted
 from training import common
-from training.cache_latents import read_shards
-from training.captions import random_caption
+from training.clips import Batch, CachedClips
 from training.muon import Muon
-from training.world import Scene
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Clean latents (batch, channels, frames, height, width) and (batch, tokens, channels), and padded token ids."""
-
-    video: Tensor
-    audio: Tensor
-    ids: Tensor
-    mask: Tensor
-
-
-class CachedClips:
-    """All cached clips in memory; captions are drawn anew each time a clip comes up."""
-
-    def __init__(self, folder: Path, tokenizer: PreTrainedTokenizerFast, max_tokens: int):
-        self.folder = folder
-        self.tokenizer = tokenizer
-        self.max_tokens = max_tokens
-        self.refresh()
-
-    def refresh(self) -> None:
-        """Read what the folder holds by now, so that training can start while more is being made."""
-        shards = list(read_shards(self.folder))
-        if not shards:
-            raise ValueError(f"{self.folder} holds no latents; run python -m training.cache_latents first")
-        self.video = torch.cat([tensors["video"] for tensors, _ in shards])
-        self.audio = torch.cat([tensors["audio"] for tensors, _ in shards])
-        self.scenes: list[Scene] = [scene for _, scenes in shards for scene in scenes]
-
-    def draw(self, rng: np.random.Generator, batch_size: int, empty_prompt: float) -> Batch:
-        chosen = rng.integers(len(self.scenes), size=batch_size)
-        captions = [
-            "" if rng.random() < empty_prompt else clean_text(random_caption(self.scenes[index], rng))
-            for index in chosen
-        ]
-        tokens = self.tokenizer(
-            captions, padding=True, truncation=True, max_length=self.max_tokens, return_tensors="pt"
-        )
-        index = torch.from_numpy(chosen)
-        return Batch(self.video[index].float(), self.audio[index].float(), tokens.input_ids, tokens.attention_mask)
 
 
 class NanoModel(nn.Module):
@@ -100,17 +56,48 @@ class NanoModel(nn.Module):
                 nn.init.normal_(layer.weight, std=layer.in_features**-0.5)
                 nn.init.zeros_(layer.bias)
 
-    def load(self, folder: Path) -> None:
-        """Take the weights of a trained model of the same sizes."""
+    def load(self, folder: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+        """Take the weights of a trained model of the same sizes; of another vocabulary, the pieces that both know.
+
+        The rows of new pieces are drawn with the old rows' mean and spread.
+        """
         transformer = NavaTransformer3DModel.from_pretrained(folder / "transformer", torch_dtype=torch.float32)
         self.transformer.load_state_dict(transformer.state_dict())
-        text_encoder = UMT5EncoderModel.from_pretrained(folder / "text_encoder", dtype=torch.float32)
-        self.text_encoder.load_state_dict(text_encoder.state_dict())
+        trained = UMT5EncoderModel.from_pretrained(folder / "text_encoder", dtype=torch.float32)
+        old = PreTrainedTokenizerFast.from_pretrained(folder / "tokenizer") if (folder / "tokenizer").exists() else None
+        if old is None or old.get_vocab() == tokenizer.get_vocab():
+            self.text_encoder.load_state_dict(trained.state_dict())
+            return
+        rows = trained.shared.weight.detach()
+        mean, spread = rows.mean(0), rows.std(0)
+        moved = mean + spread * torch.randn(len(tokenizer), rows.shape[1])
+        known = old.get_vocab()
+        for piece, number in tokenizer.get_vocab().items():
+            if piece in known:
+                moved[number] = rows[known[piece]]
+        logger.info("%d of %d pieces are new", len(set(tokenizer.get_vocab()) - set(known)), len(tokenizer))
+        state = trained.state_dict()
+        state |= {name: moved for name in ("shared.weight", "encoder.embed_tokens.weight") if name in state}
+        self.text_encoder.load_state_dict(state)
 
     def text_states(self, batch: Batch, dropped: Tensor) -> Tensor:
-        """States (batch, rows, text_dim); rows of padding and of dropped samples are zero, as in sampling."""
-        states = self.text_encoder(input_ids=batch.ids, attention_mask=batch.mask).last_hidden_state
+        """Text states with zeros for padding and for whole texts that are dropped, as the pipeline pads them."""
+        states = self.text_encoder(batch.ids, attention_mask=batch.mask).last_hidden_state
         return states * (batch.mask * ~dropped[:, None])[..., None]
+
+
+def draw_voices(
+    batch: Batch, alone: np.ndarray, config: dict[str, Any], rng: np.random.Generator
+) -> tuple[Tensor, list[tuple[int, ...]]]:
+    """The speakers' embeddings and the text rows that they take, per sample, as the guidance passes will have them.
+
+    alone: samples whose pass has no speakers (negative and modality-isolated ones). Of the others some have none either
+    (a prompt without references), and single speakers become the null token (a span without a reference).
+    """
+    absent = alone | (rng.random(len(batch.video)) < config["speaker_absent"])
+    null = torch.from_numpy(rng.random(batch.speakers.shape[:2]) < config["speaker_null"])
+    positions = [() if left_out else rows for left_out, rows in zip(absent, batch.speaker_positions, strict=True)]
+    return batch.speakers * ~null[..., None], positions
 
 
 def flow_loss(
@@ -120,7 +107,8 @@ def flow_loss(
     size = len(batch.video)
     sigma = torch.from_numpy(shifted(rng.random(size), config["time_shift"])).float()
     dropped = torch.from_numpy(rng.random(size) < config["text_dropout"])
-    isolated = (rng.random(size) < config["isolated"]).tolist()
+    isolated = rng.random(size) < config["isolated"]
+    speakers, positions = draw_voices(batch, dropped.numpy() | isolated, config, rng)
     clean_first_frame = bool(rng.random() < config["clean_first_frame"])
 
     video_noise, audio_noise = torch.randn_like(batch.video), torch.randn_like(batch.audio)
@@ -134,7 +122,9 @@ def flow_loss(
             noisy_audio,
             sigma * 1000,
             model.text_states(batch, dropped),
-            isolate_modalities=isolated,
+            speakers,
+            positions,
+            isolate_modalities=isolated.tolist(),
             first_frame_is_clean=clean_first_frame,
         )
     start = 1 if clean_first_frame else 0
@@ -183,10 +173,10 @@ def train(
     torch.set_flush_denormal(True)
     common.seed_everything(config["seed"])
     tokenizer = PreTrainedTokenizerFast.from_pretrained(model_folder / "tokenizer")
-    clips = CachedClips(latents, tokenizer, config["transformer"]["text_len"])
+    clips = CachedClips(latents, tokenizer, config["transformer"]["text_len"], config["kinds"])
     model = NanoModel(config, len(tokenizer)).train()
     if start is not None:
-        model.load(start)
+        model.load(start, tokenizer)
     optimizers, average = Optimizers(model, config), common.EMA(model, config["ema_decay"])
     step, spent = 0, 0.0
     checkpoint = common.load_checkpoint(out) if resume else None
@@ -198,7 +188,7 @@ def train(
     log = common.MetricsLog(out / "metrics.jsonl")
     rng = np.random.default_rng([config["seed"], step, ranks.index])
     torch.manual_seed(int(rng.integers(2**31)))
-    logger.info("%d clips, %.2f M weights", len(clips.scenes), common.count_parameters([model]) / 1e6)
+    logger.info("%d clips, %.2f M weights", len(clips), common.count_parameters([model]) / 1e6)
     losses, saved = [], clock.spent
     while (progress := ranks.progress(clock, step)) < 1:
         batch = clips.draw(rng, config["batch_size"], config["empty_prompt"])
@@ -240,10 +230,10 @@ def save(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Train nava-nano's backbone and text encoder on cached latents.")
-    parser.add_argument("--config", type=Path, default=Path("training/configs/backbone.yaml"))
-    parser.add_argument("--latents", type=Path, default=Path("runs/latents"))
-    parser.add_argument("--model", type=Path, default=Path("assets/nava-nano"), help="folder that holds the tokenizer")
-    parser.add_argument("--out", type=Path, default=Path("runs/backbone"))
+    parser.add_argument("--config", type=Path, default=Path("training/configs/backbone_stage2.yaml"))
+    parser.add_argument("--latents", type=Path, default=Path("runs/latents_stage2"))
+    parser.add_argument("--model", type=Path, default=Path("training/weights"), help="folder that holds the tokenizer")
+    parser.add_argument("--out", type=Path, default=Path("runs/backbone_stage2"))
     parser.add_argument("--minutes", type=float, help="instead of the config's")
     parser.add_argument("--weights", type=Path, help="a trained model's folder to go on from, with fresh optimisers")
     parser.add_argument("--resume", action="store_true")

@@ -1,11 +1,13 @@
-"""Render clips of the nano world and store what the backbone trains on: normalised latents, tokens and scenes.
+"""Render clips of the nano world and store what the backbone trains on: normalised latents, voices and shots.
 
-    python -m training.cache_latents --out runs/latents --clips 4000 --workers 2
+    python -m training.cache_latents --config training/configs/latents_stage2.yaml --out runs/latents_stage2 --workers 2
 
-Clip number i is the scene drawn with seed i, so a run can be stopped, resumed and made longer. A shard is a
-`.safetensors` file with `video` (clips, channels, latent frames, height, width) and `audio` (clips, tokens, channels),
-both float16, and beside it a `.json` list of the scenes, from which captions are drawn at training time. The first
-latent frame of `video` is also the encoding of the first frame alone: the autoencoder is causal.
+Clip number i of a bucket (a kind of shot at one frame size) is drawn with the seed (bucket, i), so a run can be
+stopped, resumed and made longer. A shard is a `.safetensors` file of one bucket with `video` (clips, channels, latent
+frames, height, width) and `audio` (clips, tokens, channels), float16; beside it a `.json` list of the shots, from which
+captions are drawn at training time, and, once there is a speaker encoder, a file `voices_...` with `speakers` (clips,
+2, 192), float32, the embedding of each person's voice, zeros for nobody. The first latent frame of `video` is also the
+encoding of the first frame alone: the autoencoder is causal.
 """
 
 from __future__ import annotations
@@ -29,11 +31,69 @@ from safetensors.torch import load_file, save_file
 
 from nava_core.decode import encode_audio
 from nava_core.mel import log_mel_spectrogram
-from training import common, world
-from training.video_vae import encode_moments, to_pixels, use_fast_norms
+from nava_core.models.speaker_encoder import ReDimNetSpeakerEncoder
+from training import common, shots, speaking
+from training.fast_vae import encode_moments, use_fast_norms
+from training.shots import Shot
+from training.video_windows import to_pixels
+from training.voices import VoiceBank
 
 SOUND_RATE, MEL_RATE = 48_000, 16_000
 ENCODER_PREFIXES = ("encoder.", "quant_conv.")
+SPEAKER_DIM, MOST_PEOPLE = 192, 2
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """Clips of one kind at one frame size; `size` is a key of `shots.SIZES`."""
+
+    kind: str
+    size: str
+    clips: int
+
+    def draw(self, number: int, split: str) -> tuple[Shot, np.random.Generator]:
+        """Shot `number`, silent yet, and the generator for the rest of it."""
+        rng = np.random.default_rng([number, *f"{self.kind} {self.size} {split}".encode()])
+        return shots.sample_shot(rng, self.kind, split, self.size), rng
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Clips `start` up to `stop` of a bucket, in the file `path`."""
+
+    bucket: Bucket
+    start: int
+    stop: int
+    path: Path
+
+    @property
+    def voices(self) -> Path:
+        """The file of its speaker embeddings."""
+        return voices_path(self.path)
+
+    def is_done(self) -> bool:
+        """Whether the file is there with all of its clips (a run made longer may have to redo a bucket's last one)."""
+        return self._holds(self.path, "video")
+
+    def has_voices(self, digest: str | None) -> bool:
+        """Whether its embeddings are there, by the speaker encoder of this digest; None asks for none."""
+        return digest is None or (self._holds(self.voices, "speakers") and _metadata(self.voices)["encoder"] == digest)
+
+    def _holds(self, path: Path, name: str) -> bool:
+        if not path.exists():
+            return False
+        with safe_open(path, framework="pt") as file:
+            return file.get_slice(name).get_shape()[0] == self.stop - self.start
+
+
+def voices_path(path: Path) -> Path:
+    """Where the speaker embeddings of the shard at `path` are."""
+    return path.with_name(path.name.replace("shard_", "voices_"))
+
+
+def _metadata(path: Path) -> dict[str, str]:
+    with safe_open(path, framework="pt") as file:
+        return file.metadata() or {}
 
 
 @dataclass(frozen=True)
@@ -42,82 +102,114 @@ class CachePlan:
 
     out: Path
     model: Path
-    clips: int
+    voices: Path | None
+    buckets: tuple[Bucket, ...]
     shard: int
 
-    @property
-    def shards(self) -> int:
-        return -(-self.clips // self.shard)
+    def shards(self) -> list[Shard]:
+        """All shards, the buckets' by turns, so that an unfinished cache holds of everything."""
+        made = [
+            [
+                Shard(bucket, start, min(start + self.shard, bucket.clips), self._path(bucket, start // self.shard))
+                for start in range(0, bucket.clips, self.shard)
+            ]
+            for bucket in self.buckets
+        ]
+        placed = [((number + 0.5) / len(part), shard) for part in made for number, shard in enumerate(part)]
+        return [shard for _, shard in sorted(placed, key=lambda entry: entry[0])]
 
-    def path(self, index: int) -> Path:
-        return self.out / f"shard_{index:05d}.safetensors"
-
-    def clip_range(self, index: int) -> range:
-        return range(index * self.shard, min((index + 1) * self.shard, self.clips))
-
-    def is_done(self, index: int) -> bool:
-        """Whether the shard is there with all of its clips (a run made longer may have to redo its last one)."""
-        path = self.path(index)
-        if not path.exists():
-            return False
-        with safe_open(path, framework="pt") as file:
-            return file.get_slice("video").get_shape()[0] == len(self.clip_range(index))
+    def _path(self, bucket: Bucket, number: int) -> Path:
+        return self.out / f"shard_{bucket.kind}_{bucket.size}_{number:05d}.safetensors"
 
 
 class ClipEncoder:
-    """Scenes to normalised video latents and audio tokens."""
+    """Shots to normalised video latents, audio tokens and speaker embeddings."""
 
-    def __init__(self, model: Path) -> None:
+    def __init__(self, model: Path, bank: VoiceBank | None) -> None:
+        self.bank = bank
         self.vae = use_fast_norms(AutoencoderKLWan.from_pretrained(model / "vae", torch_dtype=torch.float32)).eval()
         self.audio_vae = AutoencoderKLLTX2Audio.from_pretrained(model / "audio_vae", torch_dtype=torch.float32).eval()
         mean, std = self.vae.config["latents_mean"], self.vae.config["latents_std"]
         self.mean, self.std = (torch.tensor(values)[:, None, None, None] for values in (mean, std))
+        self.speaker_encoder = None
+        if (model / "speaker_encoder").exists():
+            encoder = ReDimNetSpeakerEncoder.from_pretrained(model / "speaker_encoder", torch_dtype=torch.float32)
+            self.speaker_encoder = encoder.eval()
 
     @torch.no_grad()
-    def video(self, scene: world.Scene) -> torch.Tensor:
+    def video(self, shot: Shot) -> torch.Tensor:
         """`(channels, latent_frames, height, width)`: `nava_core.decode.encode_video` in two chunks."""
-        pixels = to_pixels(world.render_frames(scene))
+        openings = speaking.openings(shot, self.bank) if self.bank else [np.zeros(shot.num_frames)] * len(shot.people)
+        pixels = to_pixels(shots.render_frames(shot, openings))
         moments = encode_moments(self.vae, pixels[None])[0]
         return (moments[: len(self.mean)] - self.mean) / self.std
 
     @torch.no_grad()
-    def audio(self, scene: world.Scene) -> torch.Tensor:
+    def audio(self, shot: Shot) -> torch.Tensor:
         """`(tokens, channels)`."""
-        sound = world.render_sound(scene, rate=SOUND_RATE)
+        sound = speaking.render_sound(shot, self.bank, SOUND_RATE)
         waveform = soxr.resample(np.ascontiguousarray(sound.T), SOUND_RATE, MEL_RATE).T
         return encode_audio(self.audio_vae, log_mel_spectrogram(torch.from_numpy(np.ascontiguousarray(waveform))))
 
-
-def write_shard(plan: CachePlan, index: int, encoder: ClipEncoder) -> None:
-    """Make one shard: the scenes' JSON first, so that a shard that is there is complete."""
-    scenes = [world.sample_scene(np.random.default_rng(seed), "train") for seed in plan.clip_range(index)]
-    tensors = {
-        "video": torch.stack([encoder.video(scene) for scene in scenes]).half().contiguous(),
-        "audio": torch.stack([encoder.audio(scene) for scene in scenes]).half().contiguous(),
-    }
-    text = json.dumps([asdict(scene) for scene in scenes], ensure_ascii=False)
-    path = plan.path(index)
-    common.write_atomically(path.with_suffix(".json"), lambda file: file.write_text(text, encoding="utf-8"))
-    common.write_atomically(path, lambda file: save_file(tensors, file))
+    @torch.no_grad()
+    def speakers(self, shot: Shot) -> torch.Tensor:
+        """`(MOST_PEOPLE, 192)`: the voices, from references that say other words; zeros where nobody speaks."""
+        rows = torch.zeros(MOST_PEOPLE, SPEAKER_DIM)
+        if self.speaker_encoder is not None and self.bank is not None:
+            for row, person in zip(rows, shot.people, strict=False):
+                if person.words:
+                    row.copy_(self.speaker_encoder(torch.from_numpy(speaking.reference(person, self.bank))[None])[0])
+        return rows
 
 
-def read_shards(folder: Path) -> Iterator[tuple[dict[str, torch.Tensor], list[world.Scene]]]:
-    """Every finished shard of `folder` in order: its tensors and its scenes."""
+def write_shard(shard: Shard, encoder: ClipEncoder, digest: str | None = None, split: str = "train") -> None:
+    """Make what is missing of one shard: the shots' JSON first, so that a shard that is there is complete.
+
+    digest: of the speaker encoder; None where there is none.
+    """
+    drawn = []
+    for number in range(shard.start, shard.stop):
+        shot, rng = shard.bucket.draw(number, split)
+        drawn.append(speaking.give_voices(shot, encoder.bank, rng, split) if encoder.bank else shot)
+    if not shard.is_done():
+        tensors = {
+            "video": torch.stack([encoder.video(shot) for shot in drawn]).half().contiguous(),
+            "audio": torch.stack([encoder.audio(shot) for shot in drawn]).half().contiguous(),
+        }
+        text = json.dumps([asdict(shot) for shot in drawn], ensure_ascii=False)
+        common.write_atomically(shard.path.with_suffix(".json"), lambda file: file.write_text(text, encoding="utf-8"))
+        common.write_atomically(shard.path, lambda file: save_file(tensors, file))
+    if not shard.has_voices(digest):
+        voices = {"speakers": torch.stack([encoder.speakers(shot) for shot in drawn])}
+        common.write_atomically(shard.voices, lambda file: save_file(voices, file, {"encoder": str(digest)}))
+
+
+def read_shards(folder: Path) -> Iterator[tuple[dict[str, torch.Tensor], list[Shot]]]:
+    """Every finished shard of `folder` in order: its tensors and its shots. Voices that are not there are zeros."""
     for path in sorted(folder.glob("shard_*.safetensors")):
-        scenes = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
-        yield load_file(path), [world.Scene(**scene) for scene in scenes]
+        stored = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+        voices = voices_path(path)
+        silent = {"speakers": torch.zeros(len(stored), MOST_PEOPLE, SPEAKER_DIM)}
+        tensors = {**load_file(path), **(load_file(voices) if voices.exists() else silent)}
+        yield tensors, [shots.shot_from_dict(values) for values in stored]
 
 
 def encoder_digest(model: Path) -> str:
     """Identifies what the latents come from: both encoders' weights and statistics, whatever the decoders are."""
     digest = hashlib.sha256()
-    for path in sorted(p for part in ("vae", "audio_vae") for p in (model / part).glob("*.safetensors")):
+    for path in sorted(path for part in ("vae", "audio_vae") for path in (model / part).glob("*.safetensors")):
         for name, tensor in sorted(load_file(path).items()):
-            if name.startswith(ENCODER_PREFIXES) or name.startswith("latents_"):
+            if name.startswith((*ENCODER_PREFIXES, "latents_")):
                 digest.update(name.encode() + tensor.contiguous().view(torch.uint8).numpy().tobytes())
     config = json.loads((model / "vae" / "config.json").read_text(encoding="utf-8"))
     digest.update(json.dumps([config["latents_mean"], config["latents_std"]]).encode())
     return digest.hexdigest()
+
+
+def speaker_digest(model: Path) -> str | None:
+    """Identifies the speaker encoder; None where there is none."""
+    files = sorted((model / "speaker_encoder").glob("*.safetensors"))
+    return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest() if files else None
 
 
 def check_folder(plan: CachePlan) -> None:
@@ -130,38 +222,43 @@ def check_folder(plan: CachePlan) -> None:
     common.write_atomically(path, lambda file: file.write_text(json.dumps(wanted), encoding="utf-8"))
 
 
-_worker_state: dict[str, tuple[CachePlan, ClipEncoder]] = {}
+_worker_state: dict[str, tuple[str | None, ClipEncoder]] = {}
 
 
 def _start_worker(plan: CachePlan) -> None:
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
-    _worker_state["state"] = plan, ClipEncoder(plan.model)
+    bank = VoiceBank.load(plan.voices) if plan.voices else None
+    _worker_state["state"] = speaker_digest(plan.model), ClipEncoder(plan.model, bank)
 
 
-def _make_shard(index: int) -> int:
-    plan, encoder = _worker_state["state"]
-    write_shard(plan, index, encoder)
-    return index
+def _make_shard(shard: Shard) -> str:
+    digest, encoder = _worker_state["state"]
+    write_shard(shard, encoder, digest)
+    return shard.path.name
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Store latents of world clips for the backbone's training.")
-    parser.add_argument("--out", type=Path, default=Path("runs/latents"))
-    parser.add_argument("--model", type=Path, default=Path("assets/nava-nano"), help="holds vae/ and audio_vae/")
-    parser.add_argument("--clips", type=int, default=4000)
-    parser.add_argument("--shard", type=int, default=50, help="clips per file")
+    parser.add_argument("--config", type=Path, default=Path("training/configs/latents_stage2.yaml"))
+    parser.add_argument("--out", type=Path, default=Path("runs/latents_stage2"))
+    parser.add_argument("--model", type=Path, default=Path("training/weights"), help="holds vae/ and audio_vae/")
+    parser.add_argument("--voices", type=Path, default=Path("runs/voices/voices.npz"), help="what training.voices made")
     parser.add_argument("--workers", type=int, default=2, help="processes of one thread each")
     arguments = parser.parse_args()
-    plan = CachePlan(arguments.out, arguments.model, arguments.clips, arguments.shard)
+    config = common.load_config(arguments.config)
+    named = [(*name.split("/"), clips) for name, clips in config["clips"].items()]
+    buckets = tuple(Bucket(kind, size, clips) for kind, size, clips in named)
+    plan = CachePlan(arguments.out, arguments.model, arguments.voices, buckets, config["shard"])
     check_folder(plan)
-    todo = [index for index in range(plan.shards) if not plan.is_done(index)]
-    print(f"{len(todo)} of {plan.shards} shards to make", flush=True)
+    digest = speaker_digest(plan.model)
+    todo = [shard for shard in plan.shards() if not (shard.is_done() and shard.has_voices(digest))]
+    print(f"{len(todo)} of {len(plan.shards())} shards to make", flush=True)
     started = time.monotonic()
     with get_context("spawn").Pool(arguments.workers, _start_worker, (plan,)) as pool:
-        for done, index in enumerate(pool.imap_unordered(_make_shard, todo), start=1):
+        for done, name in enumerate(pool.imap(_make_shard, todo), start=1):
             left = (time.monotonic() - started) / done * (len(todo) - done)
-            print(f"{time.strftime('%H:%M:%S')} shard {index} written, {left / 60:.1f} minutes left", flush=True)
+            print(f"{time.strftime('%H:%M:%S')} {name} written, {left / 60:.1f} minutes left", flush=True)
 
 
 if __name__ == "__main__":

@@ -166,16 +166,10 @@ def known_words(text: str) -> dict[str, str]:
 
 def _dense(scene: Scene, rng: np.random.Generator, moment: str) -> str:
     words = _words(scene, rng, "zh")
-    style = _pick(rng, STYLES_ZH)
-    background = _pick(rng, BACKGROUNDS_ZH).format(words["background"])
-    hanging = _pick(rng, HANGING_ZH).format(**words)
-    falling = _pick(rng, FALLING_ZH).format(words["release"])
-    landing = _pick(rng, MOMENTS_ZH).format(moment) if moment else ""
-    bouncing = landing + _pick(rng, BOUNCING_ZH[len(contacts(scene))])
-    sound, side = _pick(rng, SOUNDS_ZH[scene.shape]), _pick(rng, SIDES_ZH[scene.column])
-    sounding = _pick(rng, SOUNDING_ZH).format(sound=sound, side=side)
-    camera = _pick(rng, CAMERAS_ZH)
-    action = f"{hanging}{_pick(rng, '，。')}{falling}，{bouncing}{_pick(rng, '，。')}{sounding}。"
+    style = pick(rng, STYLES_ZH)
+    background = pick(rng, BACKGROUNDS_ZH).format(words["background"])
+    action = falling_action(scene, rng, bool(moment), words)
+    camera = pick(rng, CAMERAS_ZH)
     orders = (
         f"{style}。{background}。{action}{camera}。",
         f"{background}。{action}{camera}。",
@@ -185,25 +179,38 @@ def _dense(scene: Scene, rng: np.random.Generator, moment: str) -> str:
         f"{camera}，{style}。{action}{background}。",
         f"{background}，{camera}。{action}{style}。",
     )
-    return _pick(rng, orders)
+    return pick(rng, orders)
+
+
+def falling_action(scene: Scene, rng: np.random.Generator, moment: bool, words: dict[str, str] | None = None) -> str:
+    """The sentences of a dense caption that say what hangs where, falls, and sounds; `words` as `_words` gives them."""
+    words = words or _words(scene, rng, "zh")
+    hits = contacts(scene)
+    hanging = pick(rng, HANGING_ZH).format(**words)
+    falling = pick(rng, FALLING_ZH).format(words["release"])
+    landing = pick(rng, MOMENTS_ZH).format(f"{hits[0].time:.1f}") if moment else ""
+    bouncing = landing + pick(rng, BOUNCING_ZH[len(hits)])
+    sound, side = pick(rng, SOUNDS_ZH[scene.shape]), pick(rng, SIDES_ZH[scene.column])
+    sounding = pick(rng, SOUNDING_ZH).format(sound=sound, side=side)
+    return f"{hanging}{pick(rng, '，。')}{falling}，{bouncing}{pick(rng, '，。')}{sounding}。"
 
 
 def _short(scene: Scene, rng: np.random.Generator, moment: str) -> str:
     words = _words(scene, rng, "zh")
     keep = {fact: rng.random() < 0.5 for fact in words}
     size = words["size"] if keep["size"] else ""
-    thing = f"{size}{words['colour']}{_pick(rng, ('', '的'))}{words['shape']}"
+    thing = f"{size}{words['colour']}{pick(rng, ('', '的'))}{words['shape']}"
     if rng.random() < 0.25:
         return thing
     place = f"画面{words['column']}，" if keep["column"] else ""
     height = f"从{words['drop']}" if keep["drop"] else ""
     release = words["release"] if keep["release"] else ""
-    end = _pick(rng, ("", "到地上", "，弹了几下" if len(contacts(scene)) > 1 else "，停在地上", "到地板上"))
-    sound = f"，发出{_pick(rng, SOUNDS_ZH[scene.shape])}" if rng.random() < 0.4 else ""
+    end = pick(rng, ("", "到地上", "，弹了几下" if len(contacts(scene)) > 1 else "，停在地上", "到地板上"))
+    sound = f"，发出{pick(rng, SOUNDS_ZH[scene.shape])}" if rng.random() < 0.4 else ""
     background = f"，{words['background']}背景" if keep["background"] else ""
     return (
-        f"{place}{_pick(rng, ('一个', ''))}{thing}{release}{height}{_pick(rng, ('落下', '掉下', '坠落'))}"
-        f"{end}{sound}{background}{_pick(rng, ('', '。'))}"
+        f"{place}{pick(rng, ('一个', ''))}{thing}{release}{height}{pick(rng, ('落下', '掉下', '坠落'))}"
+        f"{end}{sound}{background}{pick(rng, ('', '。'))}"
     )
 
 
@@ -214,20 +221,19 @@ def _english(scene: Scene, rng: np.random.Generator, moment: str) -> str:
     thing = f"{size}{words['colour']} {words['shape']}"
     if rng.random() < 0.15 and not moment:
         return thing
-    article = "an" if thing[0] in "aeiou" else "a"
     place = f" {words['column']}" if keep["column"] else ""
     background = f" against a {words['background']} background" if keep["background"] else ""
-    verb = _pick(rng, ("falls", "drops", "falls down", "is released and falls"))
+    verb = pick(rng, ("falls", "drops", "falls down", "is released and falls"))
     release = f" {words['release']}" if keep["release"] else ""
-    bounce = _pick(rng, ("and lands", "and hits the floor", "and bounces" if len(contacts(scene)) > 1 else "and stops"))
+    bounce = pick(rng, ("and lands", "and hits the floor", "and bounces" if len(contacts(scene)) > 1 else "and stops"))
     bounce += f" at {moment} s" if moment else ""
-    sound = f" with {_pick(rng, SOUNDS_EN[scene.shape])}" if rng.random() < 0.6 else ""
+    sound = f" with {pick(rng, SOUNDS_EN[scene.shape])}" if rng.random() < 0.6 else ""
     if keep["drop"] and rng.random() < 0.7:
-        text = f"{article} {thing} hangs {words['drop']}{place}{background}. It {verb}{release} {bounce}{sound}."
+        text = f"{article(thing)} {thing} hangs {words['drop']}{place}{background}. It {verb}{release} {bounce}{sound}."
     else:
-        text = f"{article} {thing}{place} {verb}{release} {bounce}{sound}{background}."
+        text = f"{article(thing)} {thing}{place} {verb}{release} {bounce}{sound}{background}."
     text = text[0].upper() + text[1:]
-    return text + _pick(rng, ("", "", " Fixed camera.", " Simple 2D animation, fixed camera."))
+    return text + pick(rng, ("", "", " Fixed camera.", " Simple 2D animation, fixed camera."))
 
 
 def _words(scene: Scene, rng: np.random.Generator, language: str) -> dict[str, str]:
@@ -235,9 +241,15 @@ def _words(scene: Scene, rng: np.random.Generator, language: str) -> dict[str, s
     result = {}
     for fact, values in WORDS.items():
         names = values[getattr(scene, fact)][language]
-        result[fact] = names[0] if rng.random() < 0.4 else _pick(rng, names)
+        result[fact] = names[0] if rng.random() < 0.4 else pick(rng, names)
     return result
 
 
-def _pick(rng: np.random.Generator, options: Sequence[str]) -> str:
+def article(thing: str) -> str:
+    """The one that English puts before `thing`."""
+    return "an" if thing[0] in "aeiou" else "a"
+
+
+def pick(rng: np.random.Generator, options: Sequence[str]) -> str:
+    """One of `options`."""
     return options[int(rng.integers(len(options)))]

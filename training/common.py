@@ -161,19 +161,27 @@ class MetricsLog:
         return [json.loads(line) for line in self.path.read_text(encoding="utf-8").splitlines() if line]
 
 
+def _processor_seconds() -> float:
+    return time.process_time() / torch.get_num_threads()
+
+
 class RunClock:
-    """How much of a run is done, in steps or in minutes of training, whichever is first; survives a resume."""
+    """How much of a run is done, in steps or in minutes of training, whichever is first; survives a resume.
+
+    Minutes are of processor time, over the threads, so that a run that is stopped for a while or shares its processors
+    trains as much as one that has them to itself.
+    """
 
     def __init__(self, steps: int | None = None, minutes: float | None = None, spent: float = 0.0) -> None:
         if steps is None and minutes is None:
             raise ValueError("a run needs an end: give steps, minutes or both")
         self.steps, self.minutes = steps, minutes
-        self.started = time.monotonic() - spent
+        self.started = _processor_seconds() - spent
 
     @property
     def spent(self) -> float:
         """Seconds of training, earlier parts of a resumed run included."""
-        return time.monotonic() - self.started
+        return _processor_seconds() - self.started
 
     def progress(self, step: int) -> float:
         """Between 0 and 1; 1 is the end."""

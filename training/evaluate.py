@@ -14,7 +14,7 @@ import argparse
 import json
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -58,6 +58,7 @@ COLUMNS = (
     "colour", "shape", "colour&shape", "side", "size", "release", "place", "sync", "sync first", "count equal",
     "count true", "pan", "material", "contact std", "contact range", "sync error", "seconds",
 )  # fmt: skip
+PLAIN_COLUMNS = ("contact std", "contact range", "sync error", "seconds")
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,7 @@ def make_cases(count: int, pairs: str, seed: int = SEED, moment: bool = True) ->
 
 def generate(pipeline: NavaPipeline, case: Case, **options: Any) -> Clip:
     """The clip that the pipeline makes of the case's prompt."""
-    return _as_clip(pipeline(prompt=case.prompt, seed=case.seed, output_type="np", **options))
+    return as_clip(pipeline(prompt=case.prompt, seed=case.seed, output_type="np", **options))
 
 
 def generate_from_image(pipeline: NavaPipeline, case: Case) -> Clip:
@@ -108,14 +109,19 @@ def generate_from_image(pipeline: NavaPipeline, case: Case) -> Clip:
 def reconstruct(pipeline: NavaPipeline, case: Case) -> Clip:
     """The scene's own render through the autoencoders: what a perfect backbone would reach."""
     frames = world.render_frames(case.scene, pipeline.spec.width, pipeline.spec.height)
+    return through_autoencoders(pipeline, frames, world.render_sound(case.scene, rate=SOUND_RATE))
+
+
+def through_autoencoders(pipeline: NavaPipeline, frames: np.ndarray, sound: np.ndarray) -> Clip:
+    """uint8 `frames` (frames, height, width, 3) and `sound` (2, samples) at 48 kHz, encoded and decoded again."""
     pixels = torch.from_numpy(frames).permute(3, 0, 1, 2).float() / 127.5 - 1
-    sound = soxr.resample(world.render_sound(case.scene, rate=SOUND_RATE).T, SOUND_RATE, MEL_RATE).T
-    mel = log_mel_spectrogram(torch.from_numpy(np.ascontiguousarray(sound)))
+    low = soxr.resample(sound.T, SOUND_RATE, MEL_RATE).T
+    mel = log_mel_spectrogram(torch.from_numpy(np.ascontiguousarray(low)))
     latents = NavaPipelineOutput(
         latents=encode_video(pipeline.vae, pixels), audio_latents=encode_audio(pipeline.audio_vae, mel)
     )
     with torch.no_grad():
-        return _as_clip(pipeline.decode(latents, "np"))
+        return as_clip(pipeline.decode(latents, "np"))
 
 
 def untrained(pipeline: NavaPipeline) -> NavaPipeline:
@@ -128,7 +134,8 @@ def untrained(pipeline: NavaPipeline) -> NavaPipeline:
     return bare
 
 
-def _as_clip(output: NavaPipelineOutput) -> Clip:
+def as_clip(output: NavaPipelineOutput) -> Clip:
+    """What a call with `output_type="np"` returned."""
     frames, audio = np.asarray(output.frames), np.asarray(output.audio)
     assert output.sampling_rate is not None
     return Clip(np.rint(np.clip(frames, 0, 1) * 255).astype(np.uint8), np.nan_to_num(audio), output.sampling_rate)
@@ -153,15 +160,15 @@ def plan_rows(pipeline: NavaPipeline, names: list[str]) -> dict[str, tuple[str, 
         "train": ("train", generate),
         "image": ("held_out", generate_from_image),
         "no_moment": ("held_out", generate),
-        "no_align": ("held_out", _with_guidance(replace(plain, video_align=0.0, audio_align=0.0))),
-        "no_guidance": ("held_out", _with_guidance(GUIDANCE_OFF)),
+        "no_align": ("held_out", with_guidance(replace(plain, video_align=0.0, audio_align=0.0))),
+        "no_guidance": ("held_out", with_guidance(GUIDANCE_OFF)),
         "untrained": ("held_out", generate),
         "ceiling": ("held_out", reconstruct),
     }
     return {name: makers[name] for name in names if name in makers}
 
 
-def _with_guidance(guidance: Guidance) -> Maker:
+def with_guidance(guidance: Guidance) -> Maker:
     def make(pipeline: NavaPipeline, case: Case) -> Clip:
         return generate(pipeline, case, guidance=guidance)
 
@@ -193,13 +200,13 @@ def sheet_label(case: Case, outcome: Outcome) -> str:
     return f"asked: {asked}; is: {picture.colour} {picture.shape}, {picture.column}; seen {seen}; heard {heard}"
 
 
-def format_table(rows: dict[str, dict[str, float]]) -> str:
-    """Rows of numbers under short headings; shares in percent."""
-    titles = ROWS | FLOORS
-    plain = ("contact std", "contact range", "sync error", "seconds")
-    lines = [" " * 22 + "".join(f"{column:>14}" for column in COLUMNS)]
+def format_table(
+    rows: dict[str, dict[str, float]], titles: dict[str, str], columns: Sequence[str], plain: Sequence[str]
+) -> str:
+    """Rows of numbers under short headings; shares in percent, `plain` columns as they are."""
+    lines = [" " * 22 + "".join(f"{column:>14}" for column in columns)]
     for name, values in rows.items():
-        cells = (f"{values[c]:14.2f}" if c in plain else f"{100 * values[c]:13.0f}%" for c in COLUMNS)
+        cells = (f"{values[c]:14.2f}" if c in plain else f"{100 * values[c]:13.0f}%" for c in columns)
         lines.append(f"{titles[name]:<22}" + "".join(cells))
     return "\n".join(lines)
 
@@ -259,7 +266,7 @@ def main(arguments: list[str] | None = None) -> None:
         parser.error(str(error))
     if chosen.sheet:
         stack_rows(result.pictures).save(chosen.sheet)
-    print(format_table(result.rows))
+    print(format_table(result.rows, ROWS | FLOORS, COLUMNS, PLAIN_COLUMNS))
 
 
 if __name__ == "__main__":

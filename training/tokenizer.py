@@ -1,6 +1,6 @@
-"""The nano model's tokenizer: the shape of umt5's (Unigram pieces, Metaspace, `</s>` at the end), 1,000 pieces.
+"""The nano model's tokenizer: the shape of umt5's (Unigram pieces, Metaspace, `</s>` at the end), about 1,500 pieces.
 
-python -m training.tokenizer [--out assets/nava-nano/tokenizer]
+python -m training.tokenizer [--out training/weights/tokenizer]
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import ftfy
@@ -19,12 +19,19 @@ import numpy as np
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-from training.captions import SIDES_ZH, SOUNDS_ZH, WORDS, caption
-from training.world import sample_scene
+from nava_core.conditioning.text import count_tokens
+from training import captions, captions_people
+from training.captions_people import shot_caption
+from training.lexicon import WORDS as SPOKEN_WORDS
+from training.shots import KINDS, Shot, sample_shot
 
 logger = logging.getLogger(__name__)
 
-DEFAULT_FOLDER = Path("assets/nava-nano/tokenizer")
+DEFAULT_FOLDER = Path("training/weights/tokenizer")
+# Shares of the kinds of shots in the corpus; `training.shots`.
+KIND_SHARES = dict(zip(KINDS, (0.3, 0.15, 0.22, 0.13, 0.14, 0.06), strict=True))
+# How often the corpus is taken to hold each spoken word: one piece each, at the start of a span and within it.
+SPOKEN_COUNT = 400
 
 
 @dataclass(frozen=True)
@@ -37,9 +44,10 @@ class Language:
 
 
 # Short Chinese pieces: whole clauses would save tokens and mean nothing in a sentence put differently.
-LANGUAGES = (Language(("dense", "short"), 700, 5), Language(("english",), 420, 12))
+LANGUAGES = (Language(("dense", "short"), 950, 5), Language(("english",), 560, 12))
 # The start of a text is a space to this kind of tokenizer; a Chinese word is to be the same piece there and elsewhere.
 SPACE = "\u2581"
+SPOKEN = re.compile("<S>.*?<E>")
 CHINESE_START = re.compile(f"{SPACE}[\u4e00-\u9fff]")
 SPECIAL_TOKENS = ("<pad>", "</s>", "<unk>")
 MARKS = ("<S>", "<E>", *(f"<extra_id_{number}>" for number in range(10)))
@@ -48,24 +56,47 @@ BYTES = tuple(f"<0x{byte:02X}>" for byte in range(256))
 ALPHABET = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789 ,.!?;:'\"-()~，。！？；：、“”（）《》…"
 
 
-def corpus(captions: int, seed: int, styles: tuple[str, ...]) -> Iterator[str]:
-    """Captions of fresh scenes, with the punctuation that the text encoder's cleaning leaves ("，" becomes ",")."""
+def speak_at_random(shot: Shot, rng: np.random.Generator) -> Shot:
+    """`shot` with random words and moments for its people, for texts alone: nobody's voice has to fit in."""
+    people = tuple(
+        replace(
+            person,
+            words=tuple(str(word) for word in rng.choice(SPOKEN_WORDS, rng.integers(1, 4), replace=False)),
+            start=float(rng.uniform(0, 1.5)),
+        )
+        for person in shot.people
+    )
+    return replace(shot, people=people)
+
+
+def draw_text(rng: np.random.Generator, style: str, split: str = "all") -> str:
+    """A caption of a fresh shot."""
+    kind = str(rng.choice(list(KIND_SHARES), p=list(KIND_SHARES.values())))
+    return shot_caption(speak_at_random(sample_shot(rng, kind, split), rng), rng, style)
+
+
+def corpus(count: int, seed: int, styles: tuple[str, ...]) -> Iterator[str]:
+    """Captions without what is said in them, and with the punctuation that the text encoder's cleaning leaves ("，"
+    becomes ",")."""
     rng = np.random.default_rng(seed)
-    for number in range(captions):
-        yield ftfy.fix_text(caption(sample_scene(rng, "all"), rng, styles[number % len(styles)]))
+    for number in range(count):
+        yield ftfy.fix_text(SPOKEN.sub("", draw_text(rng, styles[number % len(styles)])))
 
 
-def train_tokenizer(captions: int = 8_000, seed: int = 0) -> Tokenizer:
+def train_tokenizer(texts: int = 12_000, seed: int = 0) -> Tokenizer:
     """A Unigram tokenizer over the caption corpus; whatever it does not know becomes bytes."""
     counts: Counter[str] = Counter()
     for language in LANGUAGES:
-        counts += _count_pieces(language, captions, seed)
+        counts += _count_pieces(language, texts, seed)
     counts += Counter(ALPHABET)
+    for word in SPOKEN_WORDS:
+        for piece in (word, SPACE + word):
+            counts[piece] = max(counts[piece], SPOKEN_COUNT)
     total = sum(counts.values())
     return _unigram([(piece, math.log(count / total)) for piece, count in counts.most_common()])
 
 
-def _count_pieces(language: Language, captions: int, seed: int) -> Counter[str]:
+def _count_pieces(language: Language, texts: int, seed: int) -> Counter[str]:
     """Pieces of one language and how often its captions use them.
 
     They are found by merging pairs (BPE): the library's Unigram trainer takes its candidates from the distinct words
@@ -82,8 +113,8 @@ def _count_pieces(language: Language, captions: int, seed: int) -> Counter[str]:
     trainer = trainers.BpeTrainer(
         vocab_size=language.pieces, max_token_length=language.longest_piece, show_progress=False
     )
-    merged.train_from_iterator(corpus(captions, seed, language.styles), trainer)
-    used = Counter(token for text in corpus(captions, seed, language.styles) for token in merged.encode(text).tokens)
+    merged.train_from_iterator(corpus(texts, seed, language.styles), trainer)
+    used = Counter(token for text in corpus(texts, seed, language.styles) for token in merged.encode(text).tokens)
     for piece in [piece for piece in used if CHINESE_START.match(piece)]:
         count = used.pop(piece)
         used.update({SPACE: count, piece.removeprefix(SPACE): count})
@@ -94,8 +125,9 @@ def _count_pieces(language: Language, captions: int, seed: int) -> Counter[str]:
 def _fact_pattern() -> str:
     """The Chinese words for facts. Pieces are learnt within them, never across: a piece for "white cube" would have no
     meaning where that pair is held out of the training."""
-    names = {name for values in WORDS.values() for wordings in values.values() for name in wordings["zh"]}
-    for wordings in (*SOUNDS_ZH.values(), *SIDES_ZH.values()):
+    facts = [*captions.WORDS.values(), *captions_people.WORDS.values(), captions_people.AMBIENT_SOUNDS]
+    names = {name for values in facts for wordings in values.values() for name in wordings["zh"]}
+    for wordings in (*captions.SOUNDS_ZH.values(), *captions.SIDES_ZH.values(), *captions_people.VOICES_ZH.values()):
         names |= {ftfy.fix_text(name) for name in wordings}
     return "|".join(re.escape(name) for name in sorted(names, key=lambda name: (-len(name), name)))
 
@@ -137,13 +169,13 @@ def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> PreTrainedTokenizerFas
 def main() -> None:
     parser = argparse.ArgumentParser(description="Train the nano model's tokenizer on the captions of its world.")
     parser.add_argument("--out", type=Path, default=DEFAULT_FOLDER)
-    parser.add_argument("--captions", type=int, default=8_000)
+    parser.add_argument("--captions", type=int, default=12_000)
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     tokenizer = save_tokenizer(train_tokenizer(arguments.captions), arguments.out)
     rng = np.random.default_rng(1)
-    dense = [ftfy.fix_text(caption(sample_scene(rng, "held_out"), rng, "dense")) for _ in range(2000)]
-    lengths = np.array([len(tokenizer(text).input_ids) for text in dense])
+    dense = [draw_text(rng, "dense", "held_out") for _ in range(2000)]
+    lengths = np.array([count_tokens(tokenizer, text, 512).used for text in dense])
     quantiles = ", ".join(f"{share:g}%: {np.percentile(lengths, share):.0f}" for share in (1, 50, 99, 100))
     logger.info("%d pieces; tokens of a dense caption: %s", len(tokenizer), quantiles)
 

@@ -13,175 +13,23 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan, WanRMS_norm, patchify, unpatchify
+from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
 from torch import nn
 
-from training import common, world
+from training import common
+from training.fast_vae import decode_pixels, encode_moments, use_fast_norms
+from training.measure_vae import measure, save_sheet
 from training.muon import Muon
+from training.shots import sample_shot
+from training.video_windows import WindowSource, make_clip, to_pixels
 
-VALIDATION_SEED = 900_000
 STATISTICS_SEED = 800_000
-
-
-class ChannelRMSNorm(nn.Module):
-    """`WanRMS_norm` with a sum of squares in place of `F.normalize`, whose norm over channels is slow on a CPU."""
-
-    def __init__(self, norm: WanRMS_norm) -> None:
-        super().__init__()
-        self.scale = norm.scale
-        self.gamma = norm.gamma
-
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        inverse = torch.rsqrt(hidden_states.square().sum(1, keepdim=True) + 1e-24) * self.scale
-        return hidden_states * inverse * self.gamma
-
-
-def use_fast_norms(vae: AutoencoderKLWan) -> AutoencoderKLWan:
-    """Replace the norms in place; parameters, their names and the results stay the same (float32 only)."""
-    for module in list(vae.modules()):
-        for name, child in module.named_children():
-            if isinstance(child, WanRMS_norm):
-                setattr(module, name, ChannelRMSNorm(child))
-    return vae
-
-
-def encode_moments(vae: AutoencoderKLWan, pixels: torch.Tensor) -> torch.Tensor:
-    """`vae.encode(pixels).latent_dist.parameters` in two chunks: the first frame, then all others.
-
-    The library walks in chunks of four frames through the same cache; the convolutions are causal, so larger chunks
-    give the same numbers in a fraction of the calls.
-
-    Args:
-        pixels: `(batch, 3, 4n+1, height, width)` in [-1, 1].
-
-    Returns:
-        Mean and log-variance, `(batch, 2 * z_dim, n+1, height / 16, width / 16)`.
-    """
-    vae.clear_cache()
-    patches = patchify(pixels, vae.config["patch_size"])
-    cache = vae._enc_feat_map
-    chunks = [vae.encoder(patches[:, :, :1], feat_cache=cache, feat_idx=[0])]
-    if patches.shape[2] > 1:
-        chunks.append(vae.encoder(patches[:, :, 1:], feat_cache=cache, feat_idx=[0]))
-    vae.clear_cache()
-    return vae.quant_conv(torch.cat(chunks, dim=2))
-
-
-def decode_pixels(vae: AutoencoderKLWan, latents: torch.Tensor) -> torch.Tensor:
-    """`vae.decode(latents).sample` before its clamp to [-1, 1], in two chunks as in `encode_moments`."""
-    vae.clear_cache()
-    hidden_states = vae.post_quant_conv(latents)
-    cache = vae._feat_map
-    chunks = [vae.decoder(hidden_states[:, :, :1], feat_cache=cache, feat_idx=[0], first_chunk=True)]
-    if hidden_states.shape[2] > 1:
-        chunks.append(vae.decoder(hidden_states[:, :, 1:], feat_cache=cache, feat_idx=[0]))
-    vae.clear_cache()
-    return unpatchify(torch.cat(chunks, dim=2), vae.config["patch_size"])
-
-
-def to_pixels(frames: np.ndarray) -> torch.Tensor:
-    """uint8 `(frames, height, width, 3)` to float `(3, frames, height, width)` in [-1, 1]."""
-    return torch.from_numpy(frames).permute(3, 0, 1, 2).float().div_(127.5).sub_(1.0)
-
-
-def shape_boxes(scene: world.Scene, width: int, height: int, num_frames: int) -> np.ndarray:
-    """Where the shape is in each frame: `(frames, 4)` pixel bounds left, top, right, bottom, a margin included."""
-    above = world.heights(scene, np.arange(num_frames) / world.FPS)
-    radius = scene.radius * height
-    bottom = (world.FLOOR - above) * height
-    left = np.full(num_frames, scene.x * width - 1.25 * radius)
-    boxes = np.stack([left, bottom - 2.2 * radius, left + 2.5 * radius, bottom + 0.15 * radius], axis=1)
-    limits = np.array([width, height, width, height])
-    return np.clip(np.rint(boxes), 0, limits).astype(np.int64)
-
-
-def box_mask(boxes: np.ndarray, width: int, height: int) -> np.ndarray:
-    """1.0 inside each frame's box: float32 `(frames, height, width)`."""
-    x, y = np.arange(width)[None, None, :], np.arange(height)[None, :, None]
-    left, top, right, bottom = (boxes[:, i, None, None] for i in range(4))
-    return ((x >= left) & (x < right) & (y >= top) & (y < bottom)).astype(np.float32)
-
-
-@dataclass(frozen=True)
-class Window:
-    """The size of a training window and its share of the steps at evenly spaced points of the run."""
-
-    frames: int
-    height: int
-    width: int
-    batch: int
-    share: list[float]
-
-    def share_at(self, progress: float) -> float:
-        return float(np.interp(progress, np.linspace(0, 1, len(self.share)), self.share))
-
-
-@dataclass(frozen=True)
-class Clip:
-    frames: np.ndarray
-    boxes: np.ndarray
-    moving: np.ndarray
-
-
-class WindowSource:
-    """Windows of rendered clips. A pool is kept, and one clip of it is replaced at each draw."""
-
-    def __init__(self, config: dict[str, Any], seed: int) -> None:
-        self.rng = np.random.default_rng(seed)
-        self.windows = [Window(**entry) for entry in config["windows"]]
-        self.moving_share, self.shape_share = config["moving_share"], config["shape_share"]
-        self.pool = [self._clip() for _ in range(config["pool"])]
-
-    def draw(self, progress: float, sizes: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-        """Pixels `(batch, 3, frames, height, width)` in [-1, 1] and the shape's mask `(batch, 1, frames, ...)`.
-
-        `sizes` draws which window is cut, the source's own generator everything in it.
-        """
-        shares = np.array([window.share_at(progress) for window in self.windows])
-        window = self.windows[sizes.choice(len(shares), p=shares / shares.sum())]
-        self.pool[self.rng.integers(len(self.pool))] = self._clip()
-        cuts = [self._cut(self.pool[self.rng.integers(len(self.pool))], window) for _ in range(window.batch)]
-        pixels = torch.stack([to_pixels(frames) for frames, _ in cuts])
-        return pixels, torch.stack([torch.from_numpy(mask)[None] for _, mask in cuts])
-
-    def _clip(self) -> Clip:
-        scene = world.sample_scene(self.rng, "train")
-        frames = world.render_frames(scene)
-        above = world.heights(scene, np.arange(len(frames)) / world.FPS)
-        moving = np.flatnonzero(np.abs(np.diff(above)) > 0.5 / frames.shape[1])
-        return Clip(frames, shape_boxes(scene, frames.shape[2], frames.shape[1], len(frames)), moving)
-
-    def _cut(self, clip: Clip, window: Window) -> tuple[np.ndarray, np.ndarray]:
-        last = len(clip.frames) - window.frames
-        start = int(self.rng.integers(last + 1))
-        if self.rng.random() < self.moving_share:
-            start = int(np.clip(self.rng.choice(clip.moving) - self.rng.integers(window.frames), 0, last))
-        span = slice(start, start + window.frames)
-        boxes = clip.boxes[span]
-        height, width = clip.frames.shape[1:3]
-        mask = box_mask(boxes, width, height)
-        left, top = self._corner(boxes, window, width, height)
-        area = (span, slice(top, top + window.height), slice(left, left + window.width))
-        return np.ascontiguousarray(clip.frames[area]), np.ascontiguousarray(mask[:, area[1], area[2]])
-
-    def _corner(self, boxes: np.ndarray, window: Window, width: int, height: int) -> tuple[int, int]:
-        """The crop's left and top, on the latent grid: the floor and the frame's edges keep their place in it."""
-        room = np.array([width - window.width, height - window.height])
-        corner = self.rng.integers(0, room + 1)
-        if self.rng.random() < self.shape_share:
-            box = boxes[self.rng.integers(len(boxes))]
-            centre = (box[:2] + box[2:]) / 2
-            size = np.array([window.width, window.height])
-            corner = centre - size * self.rng.uniform(0.25, 0.75, 2)
-        left, top = np.clip(np.rint(corner / 16) * 16, 0, room).astype(int)
-        return int(left), int(top)
 
 
 def reconstruction_loss(
@@ -216,7 +64,8 @@ def training_loss(
         mean, log_variance = encode_moments(vae, pixels).chunk(2, dim=1)
     log_variance = log_variance.clamp(-12, 4)
     latents = mean if freeze_encoder else mean + torch.exp(0.5 * log_variance) * torch.randn_like(mean)
-    latents = latents + config["latent_noise"] * progress * torch.randn_like(mean)
+    noise = config["latent_noise"] * min(progress / config["noisy_from"], 1.0)
+    latents = latents + noise * torch.randn_like(mean)
     reconstruction = reconstruction_loss(decode_pixels(vae, latents), pixels, mask, config, progress)
     kl = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).mean()
     loss = reconstruction if freeze_encoder else reconstruction + config["kl"] * kl
@@ -229,36 +78,15 @@ def training_loss(
 
 
 @torch.no_grad()
-def measure(vae: AutoencoderKLWan, clips: int, pairs: str = "all") -> tuple[dict[str, float], list[np.ndarray]]:
-    """PSNR in dB of fresh clips, whole, in the shape's box, and in it where it moves; and truth over reconstruction."""
-    errors: dict[str, list[float]] = {"psnr": [], "psnr_shape": [], "psnr_moving": []}
-    pictures = []
-    for index in range(clips):
-        scene = world.sample_scene(np.random.default_rng(VALIDATION_SEED + index), pairs)
-        frames = world.render_frames(scene)
-        pixels = to_pixels(frames)[None]
-        latents = encode_moments(vae, pixels).chunk(2, dim=1)[0]
-        sample = decode_pixels(vae, latents).clamp(-1, 1)
-        squared = ((sample - pixels) / 2).square().mean(1)[0].numpy()
-        boxes = shape_boxes(scene, frames.shape[2], frames.shape[1], len(frames))
-        inside = box_mask(boxes, frames.shape[2], frames.shape[1]) > 0
-        moving = np.append(False, np.abs(np.diff(boxes[:, 3])) > 1)
-        errors["psnr"].append(squared.mean())
-        errors["psnr_shape"].append(squared[inside].mean())
-        errors["psnr_moving"].append(squared[moving][inside[moving]].mean())
-        decoded = sample[0].add(1).mul(127.5).round().byte().permute(1, 2, 3, 0).numpy()
-        pictures.append(np.concatenate([frames, decoded], axis=1))
-    return {name: round(float(-10 * np.log10(np.mean(values))), 2) for name, values in errors.items()}, pictures
-
-
-@torch.no_grad()
-def latent_statistics(vae: AutoencoderKLWan, clips: int) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation of each channel's posterior mode over `clips` training scenes."""
+def latent_statistics(vae: AutoencoderKLWan, clips: int, kinds: dict[str, float]) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation of each channel's posterior mode over `clips` training shots, `kinds` as trained."""
     total = torch.zeros(2, vae.config["z_dim"], dtype=torch.float64)
     count = 0
+    shares = np.array(list(kinds.values())) / sum(kinds.values())
     for index in range(clips):
-        scene = world.sample_scene(np.random.default_rng(STATISTICS_SEED + index), "train")
-        latents = encode_moments(vae, to_pixels(world.render_frames(scene))[None]).chunk(2, dim=1)[0].double()
+        rng = np.random.default_rng(STATISTICS_SEED + index)
+        clip, _ = make_clip(sample_shot(rng, str(rng.choice(list(kinds), p=shares)), "train"), rng)
+        latents = encode_moments(vae, to_pixels(clip.frames)[None]).chunk(2, dim=1)[0].double()
         total += torch.stack([latents.sum((0, 2, 3, 4)), latents.square().sum((0, 2, 3, 4))])
         count += latents[:, 0].numel()
     mean, square = total / count
@@ -294,7 +122,11 @@ class Trainer:
         self.config, self.folder, self.stage = config, folder, stage
         common.seed_everything(config["seed"])
         self.vae = use_fast_norms(build(config["model"]))
-        start_quietly(self.vae)
+        if config["weights"]:
+            trained = AutoencoderKLWan.from_pretrained(config["weights"], torch_dtype=torch.float32)
+            self.vae.load_state_dict(trained.state_dict())
+        else:
+            start_quietly(self.vae)
         self.averaged = use_fast_norms(build(config["model"])).requires_grad_(False)
         self.log = common.MetricsLog(folder / "metrics.jsonl")
         self.step, spent = 0, 0.0
@@ -371,14 +203,17 @@ class Trainer:
             if time.monotonic() - saved > self.config["checkpoint_seconds"]:
                 saved = time.monotonic()
                 self.save()
-                report(f"step {self.step} on fresh clips: {self.validate(3)}")
+            if self.step % self.config["validation_steps"] == 0:
+                report(f"step {self.step} on fresh clips: {self.validate(self.config['validation_clips'])}")
         if self.ranks.index == 0:
             self.save()
 
-    def validate(self, clips: int) -> dict[str, float]:
-        values, _ = measure(self.average(), clips)
-        self.log.write(self.step, stage=self.stage, **values)
-        return values
+    def validate(self, clips: dict[str, int]) -> dict[str, dict[str, float]]:
+        """Measures of so many fresh clips of each kind."""
+        found = {kind: measure(self.average(), count, kind)[0] for kind, count in clips.items()}
+        for kind, values in found.items():
+            self.log.write(self.step, stage=self.stage, kind=kind, **values)
+        return found
 
     def _train_step(self, progress: float) -> dict[str, float]:
         pixels, mask = self.source.draw(progress, self.sizes)
@@ -398,19 +233,6 @@ class Trainer:
         return {**values, "gradient": float(norm)}
 
 
-def save_sheet(pictures: list[np.ndarray], path: Path, shown: int = 10) -> None:
-    """A PNG of each clip's frames around its motion, the truth above what was decoded."""
-    from PIL import Image
-
-    rows = []
-    for frames in pictures:
-        change = np.abs(np.diff(frames.astype(np.int16), axis=0)).mean((1, 2, 3))
-        first = int(np.clip(np.flatnonzero(change > change.max() / 4)[0] - 1, 0, len(frames) - 2 * shown))
-        rows.append(np.concatenate(list(frames[first : first + 2 * shown : 2]), axis=1))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(np.concatenate(rows)).save(path)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description="Train the small video autoencoder.")
     parser.add_argument("--config", type=Path, default=Path("training/configs/video_vae.yaml"))
@@ -420,6 +242,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, help="of training in this stage, in place of the config's")
     arguments = parser.parse_args()
     config = common.load_config(arguments.config)
+    torch.set_num_threads(config["threads"])
     torch.set_flush_denormal(True)
     minutes = arguments.minutes or config["minutes" if arguments.stage == "joint" else "decoder_minutes"]
     trainer = Trainer(config, arguments.out, arguments.stage, minutes, arguments.resume)
@@ -436,14 +259,15 @@ def main() -> None:
         published = AutoencoderKLWan.load_config(output)
         mean, std = published["latents_mean"], published["latents_std"]
     else:
-        mean, std = latent_statistics(vae, config["statistics_clips"])
+        mean, std = latent_statistics(vae, config["statistics_clips"], config["kinds"])
     export(vae, config["model"], mean, std, output)
     report(f"written to {output}; mean {np.round(mean, 3)}, std {np.round(std, 3)}")
     saved = use_fast_norms(AutoencoderKLWan.from_pretrained(output, torch_dtype=torch.float32))
-    for pairs in ("train", "held_out"):
-        values, pictures = measure(saved, 8, pairs)
-        save_sheet(pictures[:6], arguments.out / f"sheet_{pairs}.png")
-        report(f"as saved, fresh {pairs} clips: {values}")
+    for kind in config["kinds"]:
+        for split in ("train", "held_out"):
+            values, pictures = measure(saved, config["final_clips"], kind, split)
+            save_sheet(pictures[:6], arguments.out / f"sheet_{kind}_{split}.png")
+            report(f"as saved, fresh {kind} clips, {split}: {values}")
 
 
 if __name__ == "__main__":

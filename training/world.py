@@ -184,7 +184,7 @@ def _draw_shadow(stills: np.ndarray, scene: Scene, moments: np.ndarray) -> None:
 
 def _draw_shape(stills: np.ndarray, scene: Scene, moments: np.ndarray) -> None:
     height, width = stills.shape[1:3]
-    up, half_width = _extent(scene.shape)
+    up, half_width = extent(scene.shape)
     centre_x = scene.x * width
     bottom = (FLOOR - moments) * height
     tall, wide = up * scene.radius * height, half_width * scene.radius * height
@@ -194,7 +194,7 @@ def _draw_shape(stills: np.ndarray, scene: Scene, moments: np.ndarray) -> None:
     rows = np.clip(rows, 0, height - 1)
     x = (np.arange(left, right, dtype=np.float32) + 0.5 - centre_x) / height / scene.radius
     y = (bottom[:, None] - rows - 0.5).astype(np.float32) / height / scene.radius
-    distance = _signed_distance(scene.shape, x[None, None, :], y[:, :, None]) * scene.radius * height
+    distance = signed_distance(scene.shape, x[None, None, :], y[:, :, None]) * scene.radius * height
     alpha = np.clip(0.5 - distance, 0, 1)[..., None]
     shade = (1.06 - 0.18 * (1 - y / up))[:, :, None, None]
     colour = np.clip(np.array(COLOURS[scene.colour], dtype=np.float32) * shade, 0, 255)
@@ -203,16 +203,16 @@ def _draw_shape(stills: np.ndarray, scene: Scene, moments: np.ndarray) -> None:
     stills[index, rows, left:right] = patch + alpha * (colour - patch)
 
 
-def _extent(shape: str) -> tuple[float, float]:
+def extent(shape: str) -> tuple[float, float]:
     """Height of the shape and half its width, in radii."""
     return {"ball": (2.0, 1.0), "cube": (1.76, 0.88), "triangle": (1.9, 1.12), "star": (2.08, 1.1)}[shape]
 
 
-def _signed_distance(shape: str, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+def signed_distance(shape: str, x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """Distance to the outline in radii, negative inside; `y` counts up from the shape's bottom edge."""
     if shape == "ball":
         return np.hypot(x, y - 1) - 1
-    tall, half = _extent(shape)
+    tall, half = extent(shape)
     if shape == "cube":
         return np.maximum(np.abs(x) - half, np.abs(y - tall / 2) - half)
     if shape == "triangle":
@@ -234,7 +234,7 @@ def shape_coverage(shape: str, radius: float, x: float, bottom: float, width: in
     """How much of each pixel a shape covers, (height, width); `radius`, `x` and `bottom` (its lower edge) in pixels."""
     across = (np.arange(width, dtype=np.float32) + 0.5 - x) / radius
     up = (bottom - np.arange(height, dtype=np.float32) - 0.5) / radius
-    return np.clip(0.5 - _signed_distance(shape, across[None], up[:, None]) * radius, 0, 1)
+    return np.clip(0.5 - signed_distance(shape, across[None], up[:, None]) * radius, 0, 1)
 
 
 def render_sound(scene: Scene, seconds: float = CLIP_SECONDS, rate: int = 48_000) -> np.ndarray:

@@ -48,7 +48,9 @@ class TextConditioning:
 
 
 @dataclass(frozen=True)
-class _Tokens:
+class PromptTokens:
+    """A prompt as the text encoder reads it: the cleaned text and its token ids, whole, and the speakers' tokens."""
+
     text: str
     ids: list[int]
     speaker_positions: tuple[int, ...]
@@ -67,7 +69,7 @@ def count_tokens(tokenizer: PreTrainedTokenizerFast, prompt: str | SpeechPrompt,
 
     Raises RequestError where cleaning would destroy a speech mark.
     """
-    return _count(_tokenise(tokenizer, _as_speech(prompt)), max_tokens)
+    return _count(tokenise_prompt(tokenizer, _as_speech(prompt)), max_tokens)
 
 
 def encode_prompt(
@@ -83,7 +85,7 @@ def encode_prompt(
     from nava_core.placement import working_device
 
     speech = _as_speech(prompt)
-    tokens = _tokenise(tokenizer, speech)
+    tokens = tokenise_prompt(tokenizer, speech)
     count = _count(tokens, max_tokens)
     _warn_of_new_marks(speech.model_text, tokens.text)
     ids = tokens.ids
@@ -106,7 +108,7 @@ def _as_speech(prompt: str | SpeechPrompt) -> SpeechPrompt:
     return parse_speech(prompt) if isinstance(prompt, str) else prompt
 
 
-def _count(tokens: _Tokens, max_tokens: int) -> TokenCount:
+def _count(tokens: PromptTokens, max_tokens: int) -> TokenCount:
     last_kept = len(tokens.ids) - 1 if len(tokens.ids) <= max_tokens else max_tokens - 2
     spans_cut = tuple(index for index, end in enumerate(tokens.span_ends) if end > last_kept)
     return TokenCount(len(tokens.ids), max_tokens, spans_cut)
@@ -124,7 +126,12 @@ def _refuse_cut_spans(speech: SpeechPrompt, count: TokenCount) -> None:
     )
 
 
-def _tokenise(tokenizer: PreTrainedTokenizerFast, speech: SpeechPrompt) -> _Tokens:
+def tokenise_prompt(tokenizer: PreTrainedTokenizerFast, prompt: str | SpeechPrompt) -> PromptTokens:
+    """The tokens of `prompt`, however many; what is trained on and what is made must read a prompt alike.
+
+    Raises RequestError where cleaning would destroy a speech mark.
+    """
+    speech = _as_speech(prompt)
     cleaned, sentinels, ends = _clean_prompt(speech)
     encoding = tokenizer(cleaned, return_offsets_mapping=True, truncation=False, padding=False, verbose=False)
     ids: list[int] = encoding["input_ids"]
@@ -136,7 +143,7 @@ def _tokenise(tokenizer: PreTrainedTokenizerFast, speech: SpeechPrompt) -> _Toke
             f"the tokenizer does not know {SENTINEL} as one token, so speech has no speaker positions; "
             "load the tokenizer.json that belongs to the text encoder"
         )
-    return _Tokens(cleaned, ids, positions, tuple(_token_at(offsets, end - 1) for end in ends))
+    return PromptTokens(cleaned, ids, positions, tuple(_token_at(offsets, end - 1) for end in ends))
 
 
 def _token_at(offsets: list[tuple[int, int]], character: int) -> int:

@@ -1,0 +1,115 @@
+"""Cached clips as the backbone's batches."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerFast
+
+from nava_core.conditioning.text import tokenise_prompt
+from training.cache_latents import read_shards
+from training.captions_people import shot_caption
+from training.shots import Shot, speakers
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Clean latents (batch, channels, frames, height, width) and (batch, tokens, channels), and padded token ids.
+
+    speakers: (batch, most speakers, 192), in the order of the text's speech spans; speaker_positions: for each sample
+    the text rows that they take, none where the cache holds no voices.
+    """
+
+    video: Tensor
+    audio: Tensor
+    ids: Tensor
+    mask: Tensor
+    speakers: Tensor
+    speaker_positions: list[tuple[int, ...]]
+
+
+@dataclass
+class _Group:
+    """Clips of one shape, which can make a batch together."""
+
+    tensors: dict[str, list[Tensor]] = field(default_factory=dict)
+    shots: list[Shot] = field(default_factory=list)
+    joined: dict[str, Tensor] = field(default_factory=dict)
+    chances: np.ndarray = field(default_factory=lambda: np.zeros(0))
+
+
+class CachedClips:
+    """All cached clips in memory; captions are drawn anew each time a clip comes up.
+
+    kinds: how often a clip of each kind of shot is drawn, relative to one another, however many the cache holds; kinds
+    that are not named are not drawn.
+    """
+
+    def __init__(self, folder: Path, tokenizer: PreTrainedTokenizerFast, max_tokens: int, kinds: dict[str, float]):
+        self.folder, self.tokenizer, self.max_tokens, self.kinds = folder, tokenizer, max_tokens, kinds
+        self.groups: list[_Group] = []
+        self.refresh()
+
+    def __len__(self) -> int:
+        return sum(len(group.shots) for group in self.groups)
+
+    def refresh(self) -> None:
+        """Read what the folder holds by now, so that training can start while more is being made."""
+        groups: dict[tuple[int, ...], _Group] = {}
+        for tensors, shots in read_shards(self.folder):
+            kept = [number for number, shot in enumerate(shots) if shot.kind in self.kinds]
+            if not kept:
+                continue
+            group = groups.setdefault(tuple(tensors["video"].shape[1:]), _Group())
+            group.shots += [shots[number] for number in kept]
+            for name, value in tensors.items():
+                group.tensors.setdefault(name, []).append(value[kept])
+        if not groups:
+            raise ValueError(
+                f"{self.folder} holds no latents of {', '.join(self.kinds)}; run python -m training.cache_latents first"
+            )
+        counts = Counter(shot.kind for group in groups.values() for shot in group.shots)
+        for group in groups.values():
+            group.joined = {name: torch.cat(values) for name, values in group.tensors.items()}
+            group.tensors = {}
+            group.chances = np.array([self.kinds[shot.kind] / counts[shot.kind] for shot in group.shots])
+        self.groups = list(groups.values())
+
+    def draw(self, rng: np.random.Generator, batch_size: int, empty_prompt: float) -> Batch:
+        shares = np.array([group.chances.sum() for group in self.groups])
+        group = self.groups[rng.choice(len(shares), p=shares / shares.sum())]
+        chosen = rng.choice(len(group.shots), batch_size, p=group.chances / group.chances.sum())
+        index = torch.from_numpy(chosen)
+        tensors = {name: value[index].float() for name, value in group.joined.items()}
+        tokens = [
+            tokenise_prompt(
+                self.tokenizer, "" if rng.random() < empty_prompt else shot_caption(group.shots[number], rng)
+            )
+            for number in chosen
+        ]
+        lengths = [min(len(entry.ids), self.max_tokens) for entry in tokens]
+        ids = torch.full((batch_size, max(lengths)), self.tokenizer.pad_token_id)
+        mask = torch.zeros_like(ids)
+        for row, (entry, length) in enumerate(zip(tokens, lengths, strict=True)):
+            ids[row, :length] = torch.tensor([*entry.ids[: length - 1], entry.ids[-1]])
+            mask[row, :length] = 1
+        voices, voiced = _voices(tensors["speakers"], [group.shots[number] for number in chosen])
+        rows = [
+            tuple(row for row in entry.speaker_positions if row < length - 1) if has_voices else ()
+            for entry, length, has_voices in zip(tokens, lengths, voiced, strict=True)
+        ]
+        return Batch(tensors["video"], tensors["audio"], ids, mask, voices, rows)
+
+
+def _voices(stored: Tensor, shots: list[Shot]) -> tuple[Tensor, list[bool]]:
+    """Embeddings in the order of speaking, and whether a sample has any (without a speaker encoder none has)."""
+    ordered = torch.zeros_like(stored)
+    for row, shot in enumerate(shots):
+        order = speakers(shot)
+        ordered[row, : len(order)] = stored[row, order]
+    return ordered, [bool(row.any()) for row in ordered]

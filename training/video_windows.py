@@ -1,0 +1,116 @@
+"""Windows of rendered clips for the video autoencoder's training, and where in a picture errors weigh most."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from training.shots import Shot, babble, heads, points_of_interest, render_frames, sample_shot
+
+# Weight of a head beside that of a mouth or a shape.
+HEAD_SHARE = 0.3
+
+
+def to_pixels(frames: np.ndarray) -> torch.Tensor:
+    """uint8 `(frames, height, width, 3)` to float `(3, frames, height, width)` in [-1, 1]."""
+    return torch.from_numpy(frames).permute(3, 0, 1, 2).float().div_(127.5).sub_(1.0)
+
+
+def box_mask(boxes: np.ndarray, width: int, height: int) -> np.ndarray:
+    """1.0 inside each frame's box: float32 `(frames, height, width)`."""
+    x, y = np.arange(width)[None, None, :], np.arange(height)[None, :, None]
+    left, top, right, bottom = (boxes[:, i, None, None] for i in range(4))
+    return ((x >= left) & (x < right) & (y >= top) & (y < bottom)).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class Window:
+    """The size of a training window and its share of the steps at evenly spaced points of the run."""
+
+    frames: int
+    height: int
+    width: int
+    batch: int
+    share: list[float]
+
+    def share_at(self, progress: float) -> float:
+        return float(np.interp(progress, np.linspace(0, 1, len(self.share)), self.share))
+
+
+@dataclass(frozen=True)
+class Clip:
+    """`frames` uint8; `boxes` (n, frames, 4) of mouths or the shape; `mask` (frames, height, width) in [0, 1]; `moving`
+    frame numbers."""
+
+    frames: np.ndarray
+    boxes: np.ndarray
+    mask: np.ndarray
+    moving: np.ndarray
+
+
+def make_clip(shot: Shot, rng: np.random.Generator) -> tuple[Clip, list[np.ndarray]]:
+    """A shot as pixels, its people babbling, and how open their mouths are."""
+    openings = [babble(rng, shot.num_frames) for _ in shot.people]
+    frames = render_frames(shot, openings)
+    boxes = np.array(points_of_interest(shot)).reshape(-1, len(frames), 4)
+    mask = np.zeros(frames.shape[:3], np.float32)
+    for share, parts in ((HEAD_SHARE, heads(shot)), (1.0, boxes)):
+        for part in parts:
+            mask = np.maximum(mask, share * box_mask(part, shot.width, shot.height))
+    inside = mask == mask.max()
+    change = np.abs(np.diff(frames.astype(np.int16), axis=0)).sum(-1) * inside[1:]
+    moving = np.flatnonzero((change > 24).sum((1, 2)) > 3)
+    return Clip(frames, boxes, mask, moving if len(moving) else np.arange(len(frames) - 1)), openings
+
+
+class WindowSource:
+    """Windows of rendered clips. A pool is kept, and one clip of it is replaced at each draw."""
+
+    def __init__(self, config: dict[str, Any], seed: int) -> None:
+        self.rng = np.random.default_rng(seed)
+        self.windows = [Window(**entry) for entry in config["windows"]]
+        self.moving_share, self.shape_share = config["moving_share"], config["shape_share"]
+        self.kinds = list(config["kinds"])
+        self.kind_shares = np.array(list(config["kinds"].values())) / sum(config["kinds"].values())
+        self.pool = [self._clip() for _ in range(config["pool"])]
+
+    def draw(self, progress: float, sizes: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+        """Pixels `(batch, 3, frames, height, width)` in [-1, 1] and the mask `(batch, 1, frames, ...)`.
+
+        `sizes` draws which window is cut, the source's own generator everything in it.
+        """
+        shares = np.array([window.share_at(progress) for window in self.windows])
+        window = self.windows[sizes.choice(len(shares), p=shares / shares.sum())]
+        self.pool[self.rng.integers(len(self.pool))] = self._clip()
+        cuts = [self._cut(self.pool[self.rng.integers(len(self.pool))], window) for _ in range(window.batch)]
+        pixels = torch.stack([to_pixels(frames) for frames, _ in cuts])
+        return pixels, torch.stack([torch.from_numpy(mask)[None] for _, mask in cuts])
+
+    def _clip(self) -> Clip:
+        kind = self.kinds[self.rng.choice(len(self.kinds), p=self.kind_shares)]
+        return make_clip(sample_shot(self.rng, kind, "train"), self.rng)[0]
+
+    def _cut(self, clip: Clip, window: Window) -> tuple[np.ndarray, np.ndarray]:
+        last = len(clip.frames) - window.frames
+        start = int(self.rng.integers(last + 1))
+        if self.rng.random() < self.moving_share:
+            start = int(np.clip(self.rng.choice(clip.moving) - self.rng.integers(window.frames), 0, last))
+        span = slice(start, start + window.frames)
+        left, top = self._corner(clip.boxes[:, span], window, *clip.frames.shape[2:0:-1])
+        area = (span, slice(top, top + window.height), slice(left, left + window.width))
+        return np.ascontiguousarray(clip.frames[area]), np.ascontiguousarray(clip.mask[area])
+
+    def _corner(self, boxes: np.ndarray, window: Window, width: int, height: int) -> tuple[int, int]:
+        """The crop's left and top, on the latent grid: the floor and the frame's edges keep their place in it."""
+        room = np.array([width - window.width, height - window.height])
+        corner = self.rng.integers(0, room + 1)
+        if len(boxes) and self.rng.random() < self.shape_share:
+            box = boxes[self.rng.integers(len(boxes)), self.rng.integers(boxes.shape[1])]
+            centre = (box[:2] + box[2:]) / 2
+            size = np.array([window.width, window.height])
+            corner = centre - size * self.rng.uniform(0.25, 0.75, 2)
+        left, top = np.clip(np.rint(corner / 16) * 16, 0, room).astype(int)
+        return int(left), int(top)
