@@ -25,7 +25,7 @@ from nava_core import NavaPipeline, load_pipeline
 from nava_core.pipeline import NavaPipelineOutput
 from nava_core.request import Shortcuts
 from nava_core.step_cache import step_cache
-from training.evaluate import Case, _as_clip, make_cases
+from training.evaluate import Case, as_clip, make_cases
 from training.measure import measure_clip
 from training.scores import Outcome, score
 
@@ -83,7 +83,7 @@ def make(pipeline: NavaPipeline, case: Case, options: dict[str, Any]) -> Made:
     assert output.latents is not None and output.audio_latents is not None
     latents = NavaPipelineOutput(latents=output.latents, audio_latents=output.audio_latents)
     with torch.no_grad():
-        clip = _as_clip(pipeline.decode(latents, "np"))
+        clip = as_clip(pipeline.decode(latents, "np"))
     return Made(case, output.latents, output.audio_latents, clip, seconds, counts[-1][0] / counts[-1][1])
 
 
