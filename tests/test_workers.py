@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -468,7 +469,8 @@ def attempt(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[BaseException
     """What a rank, alone in its group, makes of an error in a run."""
     torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
     recorder: Any = Recorder()
-    rank = rank_module.Rank(None, torch.distributed.group.WORLD, recorder, recorder, recorder)  # type: ignore[arg-type]
+    pipeline: Any = SimpleNamespace(profile="24gb")
+    rank = rank_module.Rank(pipeline, torch.distributed.group.WORLD, recorder, recorder, recorder)  # type: ignore[arg-type]
 
     def run(error: BaseException) -> Any:
         def fail(*arguments: Any, **options: Any) -> None:
@@ -484,7 +486,8 @@ def attempt(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[BaseException
 def test_what_a_rank_makes_of_errors(attempt: Callable[[BaseException], Any]) -> None:
     assert attempt(GenerationCancelled()) is None
     assert attempt(RequestError("image", "no image")) == JobError("no image", "image", "request")
-    assert attempt(MemoryError()).kind == "out_of_memory"
+    short = attempt(MemoryError())
+    assert short.kind == "out_of_memory" and "--profile 16gb (now 24gb)" in short.message
     assert attempt(OSError(errno.ENOSPC, "no space")).kind == "disk"
     assert attempt(PeerError("rank 1 was asked for something else")).message == "rank 1 was asked for something else"
     with pytest.raises(Unsurvivable) as costly:
