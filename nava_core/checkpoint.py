@@ -35,7 +35,7 @@ from nava_core.models.transformer_nava import NavaTransformer3DModel
 from nava_core.official import load_audio_parts, load_text_encoder, load_tokenizer, load_video_vae
 from nava_core.pipeline import NavaPipeline
 from nava_core.placement import apply_profile, pick_profile
-from nava_core.profiles import profile_names
+from nava_core.profiles import AUTO, find_profile
 from nava_core.weights import LazyTensors, RenamedTensors, TensorFile, empty_weights, load_strictly
 
 logger = logging.getLogger(__name__)
@@ -85,8 +85,8 @@ def load_pipeline(
         ValueError: the source is none of these, lacks a file, asks for what the code does not do, or has a tensor that
             is missing, surplus or misshapen; the message names it.
     """
-    if profile is not None and profile not in profile_names():
-        raise ValueError(f"There is no profile {profile!r}. Known: {', '.join(profile_names())}.")
+    if profile not in (None, AUTO):
+        find_profile(profile)  # a wrong name is said before anything is downloaded
     device = _device(device)
     dtype = _default_dtype(device) if dtype is None else dtype
     located = _locate(source)

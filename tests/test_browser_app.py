@@ -123,16 +123,17 @@ def submit(page: Any, prompt: str, steps: int) -> None:
     page.click("#generate")
 
 
-def runs(app: App) -> Callable[[], bool]:
-    return lambda: "running" in app.states() and bool(app.workers())
+def begin_two(page: Any, app: App) -> None:
+    """A long clip, "one", that is being made, and a short one, "two", that waits for it."""
+    submit(page, "one", steps=100)
+    page.wait_for_selector("#stage [role=progressbar]")
+    submit(page, "two", steps=4)
+    until(lambda: "running" in app.states() and bool(app.workers()))
 
 
 def test_a_killed_worker_costs_a_start_and_no_clip(context: Any, app: App) -> None:
     with opened(context, app) as page:
-        submit(page, "one", steps=100)
-        page.wait_for_selector("#stage [role=progressbar]")
-        submit(page, "two", steps=4)
-        until(runs(app))
+        begin_two(page, app)
         (worker,) = app.workers()
         os.kill(worker.pid, signal.SIGKILL)
         until(lambda: app.states() == ["done", "done"], app.jobs)
@@ -145,10 +146,7 @@ def test_a_killed_worker_costs_a_start_and_no_clip(context: Any, app: App) -> No
 
 def test_a_killed_app_is_taken_up_again_by_the_tab_that_was_open(context: Any, app: App) -> None:
     with opened(context, app) as page:
-        submit(page, "one", steps=100)
-        page.wait_for_selector("#stage [role=progressbar]")
-        submit(page, "two", steps=4)
-        until(runs(app))
+        begin_two(page, app)
         workers = app.workers()
         app.kill()
         until(lambda: not any(worker.is_running() and _is_worker(worker) for worker in workers))

@@ -17,7 +17,7 @@ def scenes(count: int, pairs: str = "all", seed: int = 0) -> list[world.Scene]:
 
 def test_held_out_pairs_leave_every_colour_and_shape_in_training() -> None:
     train, held_out = set(world.PAIRS["train"]), set(world.PAIRS["held_out"])
-    assert len(held_out) == 5 and not train & held_out and train | held_out == set(world.ALL_PAIRS)
+    assert len(held_out) == 5 and not train & held_out and train | held_out == set(world.PAIRS["all"])
     assert {colour for colour, _ in train} == set(world.COLOURS)
     assert {shape for _, shape in train} == set(world.SHAPES)
     assert {(scene.colour, scene.shape) for scene in scenes(300, "train")} <= train

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from training.canvas import Canvas, Distance, both, box, either, ellipse
-from training.world import COLOURS, FPS
+from training.world import COLOURS, FPS, split_pairs
 
 HAIR: dict[str, tuple[int, int, int]] = {
     "black": (34, 28, 34),
@@ -34,12 +34,7 @@ BLINK_FRAMES = (0.6, 0.12, 0.12, 0.6)
 HELD_OUT_LOOKS = frozenset(
     {("black", "yellow"), ("brown", "blue"), ("blond", "red"), ("grey", "green"), ("ginger", "purple")}
 )
-ALL_LOOKS = tuple((hair, clothes) for hair in HAIR for clothes in COLOURS)
-LOOKS = {
-    "all": ALL_LOOKS,
-    "train": tuple(look for look in ALL_LOOKS if look not in HELD_OUT_LOOKS),
-    "held_out": tuple(look for look in ALL_LOOKS if look in HELD_OUT_LOOKS),
-}
+LOOKS = split_pairs(HAIR, COLOURS, HELD_OUT_LOOKS)
 
 
 @dataclass(frozen=True)

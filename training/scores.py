@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import numpy as np
 
 from training.measure import ClipMeasure, sync
 from training.world import DROPS, FLOOR, GRAVITY, RELEASES, Scene, contacts
+
+T = TypeVar("T")
 
 SYNC_SECONDS = 0.08
 # How far a released moment may be outside of what its word means, and a carried-on shape from where it was given.
@@ -116,11 +119,16 @@ SHARES: dict[str, Callable[[Outcome], bool | float]] = {
 }
 
 
-def score(outcomes: Sequence[Outcome]) -> dict[str, float]:
-    """Shares (0 to 1) of SHARES, the first contacts' spread and range, the median |heard - seen|, seconds a clip."""
+def shares(outcomes: Sequence[T], rules: Mapping[str, Callable[[T], bool | float]]) -> dict[str, float]:
+    """The mean of each rule over the clips. Raises ValueError where there are none."""
     if not outcomes:
         raise ValueError("there are no clips to score; make at least one")
-    result = {name: float(np.mean([rule(outcome) for outcome in outcomes])) for name, rule in SHARES.items()}
+    return {name: float(np.mean([rule(outcome) for outcome in outcomes])) for name, rule in rules.items()}
+
+
+def score(outcomes: Sequence[Outcome]) -> dict[str, float]:
+    """Shares (0 to 1) of SHARES, the first contacts' spread and range, the median |heard - seen|, seconds a clip."""
+    result = shares(outcomes, SHARES)
     first = [outcome.clip.picture.contacts[0] for outcome in outcomes if outcome.clip.picture.contacts]
     result["contact std"] = float(np.std(first)) if first else 0.0
     result["contact range"] = float(np.ptp(first)) if first else 0.0

@@ -11,6 +11,7 @@ from training.measure_camera import measure_camera
 from training.measure_lips import SpeechMeasure, measure_lips
 from training.measure_people import PersonMeasure, measure_people
 from training.recognise import word_error_rate
+from training.scores import shares
 from training.shots import Shot, speakers
 
 LAG_SECONDS = 0.06
@@ -138,9 +139,7 @@ SHARES: dict[str, Callable[[Outcome], bool | float]] = {
 
 def score(outcomes: Sequence[Outcome]) -> dict[str, float]:
     """Shares (0 to 1) of SHARES, the mean mouth correlation, the median error of the start, WER, seconds a clip."""
-    if not outcomes:
-        raise ValueError("there are no clips to score; make at least one")
-    result = {name: float(np.mean([rule(outcome) for outcome in outcomes])) for name, rule in SHARES.items()}
+    result = shares(outcomes, SHARES)
     result["mouth"] = float(np.mean([_correlation(outcome) for outcome in outcomes]))
     errors = [
         abs(outcome.clip.speech.start - outcome.shot.people[speakers(outcome.shot)[0]].start)

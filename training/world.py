@@ -9,8 +9,10 @@ Time is in seconds. What a scene looks like follows from `Scene` alone, with no 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -51,12 +53,21 @@ RELEASES = {"at once": 0.2, "a little later": 0.65, "much later": 9.0}
 HELD_OUT_PAIRS = frozenset(
     {("red", "cube"), ("yellow", "ball"), ("green", "triangle"), ("blue", "star"), ("white", "cube")}
 )
-ALL_PAIRS = tuple((colour, shape) for colour in COLOURS for shape in SHAPES)
-PAIRS = {
-    "all": ALL_PAIRS,
-    "train": tuple(pair for pair in ALL_PAIRS if pair not in HELD_OUT_PAIRS),
-    "held_out": tuple(pair for pair in ALL_PAIRS if pair in HELD_OUT_PAIRS),
-}
+
+
+def split_pairs(
+    first: Iterable[str], second: Iterable[str], held_out: frozenset[tuple[str, str]]
+) -> dict[str, tuple[tuple[str, str], ...]]:
+    """Every pair of two kinds of words, by split: "all", "train" without those held out, and "held_out"."""
+    pairs = tuple(product(first, second))
+    return {
+        "all": pairs,
+        "train": tuple(pair for pair in pairs if pair not in held_out),
+        "held_out": tuple(pair for pair in pairs if pair in held_out),
+    }
+
+
+PAIRS = split_pairs(COLOURS, SHAPES, HELD_OUT_PAIRS)
 
 
 @dataclass(frozen=True)
