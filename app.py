@@ -67,8 +67,13 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     )
     parser.add_argument("--auth-file", type=Path, metavar="FILE", help="the same, one USER:PASSWORD on a line")
     parser.add_argument("--output-dir", type=Path, default=Path("outputs"), help="where clips and the queue are kept")
+    parser.add_argument(
+        "--lora-dir", type=Path, metavar="FOLDER", help="a folder of LoRAs (.safetensors) to choose from on the page"
+    )
     parser.add_argument("--language", choices=list(LANGUAGES), default="en", help="language of the page")
     options = parser.parse_args(arguments)
+    if options.lora_dir is not None and not options.lora_dir.is_dir():
+        parser.error(f"--lora-dir {options.lora_dir} is no folder; make it, or leave the option out")
     if options.in_process and options.ranks > 1:
         parser.error(f"--in-process has one process and --ranks asks for {options.ranks}; leave one of them out")
     if options.rewriter_url and options.rewriter not in ("auto", "vllm"):
@@ -190,12 +195,13 @@ def _serve(
     from nava_core.engine.borrowed import lender
     from ui import create_ui, launch_options
     from ui.doors import clips_of, open_for_mcp
+    from ui.faster import LoraFolder
 
     if options.accounts is None and _open_to_others(options):
         logger.warning(
             "anybody who reaches this page can use it and see all clips; --auth USER:PASSWORD asks people who they are"
         )
-    demo = create_ui(engine, options.language, desk, voices, gallery)
+    demo = create_ui(engine, options.language, desk, voices, gallery, LoraFolder(options.lora_dir))
     if lender() is not None:
         engine.wait_until_loaded()  # the lender takes along what is loaded when the page is launched
     try:

@@ -10,7 +10,9 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from conftest import GOLDEN
+from peft import LoraConfig, get_peft_model_state_dict
 from rewriter_server import obedient
 
 from nava_core.engine import Engine, PipelineSource
@@ -36,6 +38,19 @@ def tiny_pipeline() -> Any:
     pipeline = PipelineSource(str(GOLDEN / "official_tiny"), "cpu", "float32").load()
     pipeline.register_to_config(defaults={**pipeline.config.defaults, **SMALL})
     return pipeline
+
+
+def random_lora(pipeline: Any, folder: Path) -> Path:
+    """A random LoRA on attention and feed-forward layers, written by the library; the pipeline is not used again."""
+    torch.manual_seed(0)
+    config = LoraConfig(r=4, lora_alpha=4, target_modules=["self_attn.q", "cross_attn.v", "ffn.0", "ffn.2"])
+    pipeline.transformer.add_adapter(config, "made")
+    for name, weight in pipeline.transformer.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(weight, std=0.05)
+    state = get_peft_model_state_dict(pipeline.transformer, adapter_name="made")
+    pipeline.save_lora_weights(folder, state)
+    return folder / "pytorch_lora_weights.safetensors"
 
 
 @contextmanager
@@ -116,9 +131,16 @@ def offline_desk() -> RewriteDesk:
 
 
 @contextmanager
-def studio(engine: Engine, output_dir: Path, language: str = "en", desk: RewriteDesk | None = None) -> Iterator[str]:
+def studio(
+    engine: Engine,
+    output_dir: Path,
+    language: str = "en",
+    desk: RewriteDesk | None = None,
+    lora_dir: Path | None = None,
+) -> Iterator[str]:
     """The page over `engine`, on a free port; yields its address. desk: by default one that rewrites by rule."""
     from ui import create_ui, launch_options
+    from ui.faster import LoraFolder
     from ui.library.gallery import GALLERY_DATABASE, Gallery
     from ui.library.voices import VOICES, VoiceLibrary
 
@@ -128,7 +150,7 @@ def studio(engine: Engine, output_dir: Path, language: str = "en", desk: Rewrite
         closing(Gallery(output_dir / GALLERY_DATABASE, output_dir)) as gallery,
     ):
         gallery.watch(engine)
-        demo = create_ui(engine, language, desk, voices, gallery)
+        demo = create_ui(engine, language, desk, voices, gallery, LoraFolder(lora_dir))
         _, url, _ = demo.launch(prevent_thread_lock=True, quiet=True, **launch_options(output_dir))
         try:
             yield url

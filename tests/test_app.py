@@ -387,7 +387,7 @@ def test_the_named_endpoints_are_these_with_the_pipelines_arguments(client: Clie
     assert names == [parameter["parameter_name"] for parameter in endpoints["/rewrite_and_generate"]["parameters"]]
     assert [parameter["parameter_name"] for parameter in endpoints["/rewrite"]["parameters"]] == ["prompt"]
     fields = "prompt negative_prompt image speakers width height num_frames seconds fps num_inference_steps guidance"
-    assert names == [*fields.split(), "seed", "modality"]
+    assert names == [*fields.split(), "seed", "modality", "shortcuts", "loras"]
     required = [p["parameter_name"] for p in endpoints["/generate"]["parameters"] if not p["parameter_has_default"]]
     assert required == ["prompt"]
 

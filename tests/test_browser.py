@@ -14,7 +14,7 @@ import pytest
 import soundfile
 from chromium import DESKTOP, PHONE, needs_chromium, without_errors
 from PIL import Image
-from studio_server import TypingModel, held_up, slow_down, studio, tiny_pipeline
+from studio_server import TypingModel, held_up, random_lora, slow_down, studio, tiny_pipeline
 
 from nava_core.engine import InProcessEngine
 from nava_core.media import read_recipe
@@ -68,8 +68,10 @@ def engine(pipeline: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 
 
 @pytest.fixture(scope="module")
-def url(engine: InProcessEngine) -> Iterator[str]:
-    with studio(engine, engine.output_dir) as url:
+def url(engine: InProcessEngine, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    loras = tmp_path_factory.mktemp("loras")
+    random_lora(tiny_pipeline(), loras).rename(loras / "pencil.safetensors")
+    with studio(engine, engine.output_dir, lora_dir=loras) as url:
         yield url
 
 
@@ -139,6 +141,37 @@ def test_an_error_stands_beside_its_field_and_nothing_typed_is_lost(context: Any
         page.click("#generate")
         page.wait_for_selector("#clip video")
         assert not page.is_visible('.nava-message[data-kind="error"]') and page.input_value("#seed input") == "7"
+
+
+def test_shortcuts_and_loras_reach_the_clip_and_come_back_with_it(context: Any, url: str) -> None:
+    with opened(context, url) as page:
+        write(page, "一个圆球落下")
+        page.click("#advanced > button")
+        page.click("#loras input")
+        page.click("text=pencil")
+        page.keyboard.press("Escape")
+        page.fill("#lora-scale input[type=number]", "0.5")
+        page.click("#faster > button")
+        page.fill("#step-cache input[type=number]", "0.2")
+        page.fill("#align-until input[type=number]", "50")
+        page.keyboard.press("Tab")
+        page.click("#generate")
+        page.wait_for_selector("#clip video")
+        with page.expect_download() as download:
+            page.click("#download")
+        recipe = read_recipe(Path(download.value.path()))
+        ((path, scale),) = recipe["loras"]
+        assert (Path(path).name, scale) == ("pencil.safetensors", 0.5)
+        assert (recipe["shortcuts"]["step_cache"], recipe["shortcuts"]["align"]) == (0.2, [0.0, 0.5])
+        page.fill("#step-cache input[type=number]", "0")
+        page.keyboard.press("Tab")
+        page.reload()
+        page.wait_for_selector("#generate:not([disabled])")
+        page.click("#advanced > button")
+        assert "pencil" in page.inner_text("#loras")
+        page.click("#faster > button")
+        assert page.input_value("#step-cache input[type=number]") == "0"
+        assert page.input_value("#align-until input[type=number]") == "50"
 
 
 def add_voice(page: Any, recording: Path, name: str) -> None:
@@ -282,6 +315,7 @@ def test_the_page_fits_and_every_control_has_a_name(context: Any, url: str, size
         page.wait_for_selector("#use-caption")
         page.click("#guidance > button")
         page.click("#advanced > button")
+        page.click("#faster > button")
         if size is PHONE:
             page.click(".nava-disclosure")
         page.wait_for_selector("#negative-prompt textarea")
@@ -306,6 +340,7 @@ def test_axe_finds_nothing_serious(context: Any, url: str, size: dict[str, int],
         page.wait_for_selector("#use-caption")
         page.click("#guidance > button")
         page.click("#advanced > button")
+        page.click("#faster > button")
         page.wait_for_selector("#negative-prompt textarea")
         if size is PHONE:
             page.click(".nava-disclosure")

@@ -128,7 +128,8 @@ def begin_two(page: Any, app: App) -> None:
     submit(page, "one", steps=100)
     page.wait_for_selector("#stage [role=progressbar]")
     submit(page, "two", steps=4)
-    until(lambda: "running" in app.states() and bool(app.workers()))
+    # Kept is what the store holds: the press is on its way until then.
+    until(lambda: len(app.jobs()) == 2 and "running" in app.states() and bool(app.workers()), app.jobs)
 
 
 def test_a_killed_worker_costs_a_start_and_no_clip(context: Any, app: App) -> None:

@@ -21,9 +21,10 @@ from studio_server import offline_desk
 from nava_core.batch import BatchLine, read_batch
 from nava_core.engine.jobs import Job
 from nava_core.engine.queue import QueueEngine
-from nava_core.request import GenerationRequest, Guidance
+from nava_core.request import GenerationRequest, Guidance, Shortcuts
 from ui import queue_file
 from ui.catalogue import Catalogue
+from ui.faster import LoraFolder
 from ui.queue_export import write_export
 from ui.queue_file import ImportPlan, Problem, read_plan, read_uploads
 from ui.service import Service
@@ -325,3 +326,26 @@ def test_without_files_the_export_is_plain_and_what_cannot_be_written_is_named(t
     assert path == tmp_path / "nava-queue.jsonl" and left_out == [lost, array]
     assert len(read_batch(path)) == len(REQUESTS)
     assert write_export([array], tmp_path) == (None, [array])
+
+
+def test_shortcuts_and_loras_go_out_by_name_and_come_in_again(engine: QueueEngine, tmp_path: Path) -> None:
+    (tmp_path / "loras").mkdir()
+    (tmp_path / "loras" / "pencil.safetensors").write_bytes(b"")
+    folder = LoraFolder(tmp_path / "loras")
+    here = Service(engine, offline_desk(), Catalogue("en"), loras=folder)
+    asked = GenerationRequest(
+        "rain",
+        modality="audio",
+        seed=1,
+        shortcuts=Shortcuts(0.1, align=(0.0, 0.5)),
+        loras=folder.scaled({"pencil": 0.8}),
+    )
+    job = engine.job(engine.submit(asked, "lora"))
+    exported, _ = write_export([job], tmp_path)
+    assert exported is not None and str(tmp_path) not in exported.read_text()
+    [clip] = read_plan(here, "queue.jsonl", exported.read_bytes()).clips
+    assert (clip.request.shortcuts, clip.request.loras) == (asked.shortcuts, asked.loras)
+    [clip] = planned(here, {"prompt": "x", "loras": [["/models/pencil.safetensors", 0.5]]}).clips
+    assert clip.request.loras == folder.scaled({"pencil": 0.5})
+    assert "there is no LoRA 'gone'" in problem(here, {"prompt": "x", "loras": {"gone": 1}})
+    assert "shortcuts is 3; give an object" in problem(here, {"prompt": "x", "shortcuts": 3})

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
+from studio_server import random_lora
 from test_layouts import CPU, LIMIT, error, load, make
 
 from nava_core import GenerationRequest, Guidance, NavaPipeline
@@ -144,18 +144,7 @@ def test_a_recipe_keeps_shortcuts_and_loras():
 
 @pytest.fixture(scope="module")
 def lora(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random LoRA on attention and feed-forward layers, written by the library."""
-    pipeline = load()
-    torch.manual_seed(0)
-    config = LoraConfig(r=4, lora_alpha=4, target_modules=["self_attn.q", "cross_attn.v", "ffn.0", "ffn.2"])
-    pipeline.transformer.add_adapter(config, "made")
-    for name, weight in pipeline.transformer.named_parameters():
-        if "lora_B" in name:
-            torch.nn.init.normal_(weight, std=0.05)
-    folder = tmp_path_factory.mktemp("lora")
-    state = get_peft_model_state_dict(pipeline.transformer, adapter_name="made")
-    NavaPipeline.save_lora_weights(folder, state)
-    return folder / "pytorch_lora_weights.safetensors"
+    return random_lora(load(), tmp_path_factory.mktemp("lora"))
 
 
 def merged(pipeline: NavaPipeline, lora: Path, scale: float) -> NavaPipeline:

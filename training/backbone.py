@@ -94,7 +94,7 @@ def draw_voices(
     alone: samples whose pass has no speakers (negative and modality-isolated ones). Of the others some have none either
     (a prompt without references), and single speakers become the null token (a span without a reference).
     """
-    absent = alone | (rng.random(len(batch.video)) < config["speaker_absent"])
+    absent = alone | (rng.random(len(batch.audio)) < config["speaker_absent"])
     null = torch.from_numpy(rng.random(batch.speakers.shape[:2]) < config["speaker_null"])
     positions = [() if left_out else rows for left_out, rows in zip(absent, batch.speaker_positions, strict=True)]
     return batch.speakers * ~null[..., None], positions
@@ -103,23 +103,26 @@ def draw_voices(
 def flow_loss(
     model: NanoModel, batch: Batch, config: dict[str, Any], rng: np.random.Generator
 ) -> tuple[Tensor, Tensor]:
-    """Mean squared error of the predicted velocities (noise - data), for video and audio."""
-    size = len(batch.video)
+    """Mean squared error of the predicted velocities (noise - data), for video (0 of sound alone) and audio."""
+    size = len(batch.audio)
     sigma = torch.from_numpy(shifted(rng.random(size), config["time_shift"])).float()
     dropped = torch.from_numpy(rng.random(size) < config["text_dropout"])
     isolated = rng.random(size) < config["isolated"]
     speakers, positions = draw_voices(batch, dropped.numpy() | isolated, config, rng)
-    clean_first_frame = bool(rng.random() < config["clean_first_frame"])
+    clean_first_frame = batch.video is not None and bool(rng.random() < config["clean_first_frame"])
 
-    video_noise, audio_noise = torch.randn_like(batch.video), torch.randn_like(batch.audio)
-    noisy_video = torch.lerp(batch.video, video_noise, sigma[:, None, None, None, None])
-    noisy_audio = torch.lerp(batch.audio, audio_noise, sigma[:, None, None])
-    if clean_first_frame:
-        noisy_video = torch.cat([batch.video[:, :, :1], noisy_video[:, :, 1:]], dim=2)
+    noisy_video = video_velocity = None
+    if batch.video is not None:
+        noise = torch.randn_like(batch.video)
+        video_velocity = noise - batch.video
+        noisy_video = torch.lerp(batch.video, noise, sigma[:, None, None, None, None])
+        if clean_first_frame:
+            noisy_video = torch.cat([batch.video[:, :, :1], noisy_video[:, :, 1:]], dim=2)
+    audio_noise = torch.randn_like(batch.audio)
     with common.mixed_precision(config["precision"]):
         output = model.transformer(
             noisy_video,
-            noisy_audio,
+            torch.lerp(batch.audio, audio_noise, sigma[:, None, None]),
             sigma * 1000,
             model.text_states(batch, dropped),
             speakers,
@@ -127,8 +130,10 @@ def flow_loss(
             isolate_modalities=isolated.tolist(),
             first_frame_is_clean=clean_first_frame,
         )
-    start = 1 if clean_first_frame else 0
-    video_loss = F.mse_loss(output.sample.float()[:, :, start:], (video_noise - batch.video)[:, :, start:])
+    video_loss = torch.zeros(())
+    if video_velocity is not None:
+        start = 1 if clean_first_frame else 0
+        video_loss = F.mse_loss(output.sample.float()[:, :, start:], video_velocity[:, :, start:])
     return video_loss, F.mse_loss(output.audio_sample.float(), audio_noise - batch.audio)
 
 
@@ -235,13 +240,13 @@ def main() -> None:
     parser.add_argument("--model", type=Path, default=Path("training/weights"), help="folder that holds the tokenizer")
     parser.add_argument("--out", type=Path, default=Path("runs/backbone_stage2"))
     parser.add_argument("--minutes", type=float, help="instead of the config's")
+    parser.add_argument("--batch_size", type=int, help="instead of the config's; sound alone takes three times as many")
     parser.add_argument("--weights", type=Path, help="a trained model's folder to go on from, with fresh optimisers")
     parser.add_argument("--resume", action="store_true")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     config = common.load_config(arguments.config)
-    if arguments.minutes is not None:
-        config["minutes"] = arguments.minutes
+    config |= {name: getattr(arguments, name) for name in ("minutes", "batch_size") if getattr(arguments, name)}
     train(config, arguments.latents, arguments.model, arguments.out, arguments.resume, arguments.weights)
 
 

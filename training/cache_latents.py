@@ -7,7 +7,8 @@ stopped, resumed and made longer. A shard is a `.safetensors` file of one bucket
 frames, height, width) and `audio` (clips, tokens, channels), float16; beside it a `.json` list of the shots, from which
 captions are drawn at training time, and, once there is a speaker encoder, a file `voices_...` with `speakers` (clips,
 2, 192), float32, the embedding of each person's voice, zeros for nobody. The first latent frame of `video` is also the
-encoding of the first frame alone: the autoencoder is causal.
+encoding of the first frame alone: the autoencoder is causal. With `sound_only` in the config nothing is drawn or
+encoded but the sound, some twenty times faster, for the backbone's first phase, which trains on sound alone.
 """
 
 from __future__ import annotations
@@ -73,7 +74,7 @@ class Shard:
 
     def is_done(self) -> bool:
         """Whether the file is there with all of its clips (a run made longer may have to redo a bucket's last one)."""
-        return self._holds(self.path, "video")
+        return self._holds(self.path, "audio")
 
     def has_voices(self, digest: str | None) -> bool:
         """Whether its embeddings are there, by the speaker encoder of this digest; None asks for none."""
@@ -105,6 +106,7 @@ class CachePlan:
     voices: Path | None
     buckets: tuple[Bucket, ...]
     shard: int
+    sound_only: bool = False
 
     def shards(self) -> list[Shard]:
         """All shards, the buckets' by turns, so that an unfinished cache holds of everything."""
@@ -125,12 +127,13 @@ class CachePlan:
 class ClipEncoder:
     """Shots to normalised video latents, audio tokens and speaker embeddings."""
 
-    def __init__(self, model: Path, bank: VoiceBank | None) -> None:
+    def __init__(self, model: Path, bank: VoiceBank | None, with_video: bool = True) -> None:
         self.bank = bank
-        self.vae = use_fast_norms(AutoencoderKLWan.from_pretrained(model / "vae", torch_dtype=torch.float32)).eval()
         self.audio_vae = AutoencoderKLLTX2Audio.from_pretrained(model / "audio_vae", torch_dtype=torch.float32).eval()
-        mean, std = self.vae.config["latents_mean"], self.vae.config["latents_std"]
-        self.mean, self.std = (torch.tensor(values)[:, None, None, None] for values in (mean, std))
+        if with_video:
+            self.vae = use_fast_norms(AutoencoderKLWan.from_pretrained(model / "vae", torch_dtype=torch.float32)).eval()
+            mean, std = self.vae.config["latents_mean"], self.vae.config["latents_std"]
+            self.mean, self.std = (torch.tensor(values)[:, None, None, None] for values in (mean, std))
         self.speaker_encoder = None
         if (model / "speaker_encoder").exists():
             encoder = ReDimNetSpeakerEncoder.from_pretrained(model / "speaker_encoder", torch_dtype=torch.float32)
@@ -162,7 +165,9 @@ class ClipEncoder:
         return rows
 
 
-def write_shard(shard: Shard, encoder: ClipEncoder, digest: str | None = None, split: str = "train") -> None:
+def write_shard(
+    shard: Shard, encoder: ClipEncoder, digest: str | None = None, split: str = "train", sound_only: bool = False
+) -> None:
     """Make what is missing of one shard: the shots' JSON first, so that a shard that is there is complete.
 
     digest: of the speaker encoder; None where there is none.
@@ -172,10 +177,9 @@ def write_shard(shard: Shard, encoder: ClipEncoder, digest: str | None = None, s
         shot, rng = shard.bucket.draw(number, split)
         drawn.append(speaking.give_voices(shot, encoder.bank, rng, split) if encoder.bank else shot)
     if not shard.is_done():
-        tensors = {
-            "video": torch.stack([encoder.video(shot) for shot in drawn]).half().contiguous(),
-            "audio": torch.stack([encoder.audio(shot) for shot in drawn]).half().contiguous(),
-        }
+        tensors = {"audio": torch.stack([encoder.audio(shot) for shot in drawn]).half().contiguous()}
+        if not sound_only:
+            tensors["video"] = torch.stack([encoder.video(shot) for shot in drawn]).half().contiguous()
         text = json.dumps([asdict(shot) for shot in drawn], ensure_ascii=False)
         common.write_atomically(shard.path.with_suffix(".json"), lambda file: file.write_text(text, encoding="utf-8"))
         common.write_atomically(shard.path, lambda file: save_file(tensors, file))
@@ -194,15 +198,17 @@ def read_shards(folder: Path) -> Iterator[tuple[dict[str, torch.Tensor], list[Sh
         yield tensors, [shots.shot_from_dict(values) for values in stored]
 
 
-def encoder_digest(model: Path) -> str:
-    """Identifies what the latents come from: both encoders' weights and statistics, whatever the decoders are."""
+def encoder_digest(model: Path, sound_only: bool = False) -> str:
+    """Identifies what the latents come from: the encoders' weights and statistics, whatever the decoders are."""
     digest = hashlib.sha256()
-    for path in sorted(path for part in ("vae", "audio_vae") for path in (model / part).glob("*.safetensors")):
+    parts = ("audio_vae",) if sound_only else ("vae", "audio_vae")
+    for path in sorted(path for part in parts for path in (model / part).glob("*.safetensors")):
         for name, tensor in sorted(load_file(path).items()):
             if name.startswith((*ENCODER_PREFIXES, "latents_")):
                 digest.update(name.encode() + tensor.contiguous().view(torch.uint8).numpy().tobytes())
-    config = json.loads((model / "vae" / "config.json").read_text(encoding="utf-8"))
-    digest.update(json.dumps([config["latents_mean"], config["latents_std"]]).encode())
+    if not sound_only:
+        config = json.loads((model / "vae" / "config.json").read_text(encoding="utf-8"))
+        digest.update(json.dumps([config["latents_mean"], config["latents_std"]]).encode())
     return digest.hexdigest()
 
 
@@ -216,25 +222,26 @@ def check_folder(plan: CachePlan) -> None:
     """Refuse to mix latents of different encoders or shards of different sizes in one folder."""
     plan.out.mkdir(parents=True, exist_ok=True)
     path = plan.out / "cache.json"
-    wanted = {"encoders": encoder_digest(plan.model), "shard": plan.shard}
+    wanted = {"encoders": encoder_digest(plan.model, plan.sound_only), "shard": plan.shard}
     if path.exists() and (found := json.loads(path.read_text(encoding="utf-8"))) != wanted:
         raise ValueError(f"{plan.out} was made with {found}, this run would use {wanted}; give another --out")
     common.write_atomically(path, lambda file: file.write_text(json.dumps(wanted), encoding="utf-8"))
 
 
-_worker_state: dict[str, tuple[str | None, ClipEncoder]] = {}
+_worker_state: dict[str, tuple[CachePlan, str | None, ClipEncoder]] = {}
 
 
 def _start_worker(plan: CachePlan) -> None:
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
     bank = VoiceBank.load(plan.voices) if plan.voices else None
-    _worker_state["state"] = speaker_digest(plan.model), ClipEncoder(plan.model, bank)
+    encoder = ClipEncoder(plan.model, bank, with_video=not plan.sound_only)
+    _worker_state["state"] = plan, speaker_digest(plan.model), encoder
 
 
 def _make_shard(shard: Shard) -> str:
-    digest, encoder = _worker_state["state"]
-    write_shard(shard, encoder, digest)
+    plan, digest, encoder = _worker_state["state"]
+    write_shard(shard, encoder, digest, sound_only=plan.sound_only)
     return shard.path.name
 
 
@@ -249,7 +256,8 @@ def main() -> None:
     config = common.load_config(arguments.config)
     named = [(*name.split("/"), clips) for name, clips in config["clips"].items()]
     buckets = tuple(Bucket(kind, size, clips) for kind, size, clips in named)
-    plan = CachePlan(arguments.out, arguments.model, arguments.voices, buckets, config["shard"])
+    sound_only = config.get("sound_only", False)
+    plan = CachePlan(arguments.out, arguments.model, arguments.voices, buckets, config["shard"], sound_only)
     check_folder(plan)
     digest = speaker_digest(plan.model)
     todo = [shard for shard in plan.shards() if not (shard.is_done() and shard.has_voices(digest))]

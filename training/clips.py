@@ -21,11 +21,12 @@ from training.shots import Shot, speakers
 class Batch:
     """Clean latents (batch, channels, frames, height, width) and (batch, tokens, channels), and padded token ids.
 
+    video: None where the cache holds sound alone.
     speakers: (batch, most speakers, 192), in the order of the text's speech spans; speaker_positions: for each sample
     the text rows that they take, none where the cache holds no voices.
     """
 
-    video: Tensor
+    video: Tensor | None
     audio: Tensor
     ids: Tensor
     mask: Tensor
@@ -65,7 +66,8 @@ class CachedClips:
             kept = [number for number, shot in enumerate(shots) if shot.kind in self.kinds]
             if not kept:
                 continue
-            group = groups.setdefault(tuple(tensors["video"].shape[1:]), _Group())
+            shape = tuple(size for name in ("video", "audio") if name in tensors for size in tensors[name].shape[1:])
+            group = groups.setdefault(shape, _Group())
             group.shots += [shots[number] for number in kept]
             for name, value in tensors.items():
                 group.tensors.setdefault(name, []).append(value[kept])
@@ -103,7 +105,7 @@ class CachedClips:
             tuple(row for row in entry.speaker_positions if row < length - 1) if has_voices else ()
             for entry, length, has_voices in zip(tokens, lengths, voiced, strict=True)
         ]
-        return Batch(tensors["video"], tensors["audio"], ids, mask, voices, rows)
+        return Batch(tensors.get("video"), tensors["audio"], ids, mask, voices, rows)
 
 
 def _voices(stored: Tensor, shots: list[Shot]) -> tuple[Tensor, list[bool]]:

@@ -18,7 +18,8 @@ from gradio.utils import get_upload_folder
 from pydantic import model_validator
 
 from nava_core.engine.jobs import Engine, EngineError, Job, UnknownJob
-from nava_core.request import GenerationRequest, Guidance, Modality, RequestError
+from nava_core.request import GenerationRequest, Guidance, Modality, RequestError, Shortcuts
+from ui.faster import LoraFolder, shortcuts_of
 from ui.files import uploaded_path
 from ui.owners import owner_of
 from ui.rewriting import RewriteDesk, Rewriting
@@ -44,6 +45,9 @@ Args:
     guidance: any of video, audio, video_align, audio_align, timbre (numbers from 0 to 30) and align (true or false).
     seed: a whole number; left out, a random one is drawn, and the recipe says which. The same seed makes the same clip.
     modality: audio_video, audio or video.
+    shortcuts: faster, but another clip: step_cache (a share, such as 0.1), and negative, align, timbre: the part of the
+        steps in which they count, as [start, stop] from 0 to 1.
+    loras: LoRAs of the studio's folder: names and their scales, such as {"pencil": 0.8}.
 """
 GUIDANCE_SCHEMA = {
     "type": "object",
@@ -52,6 +56,15 @@ GUIDANCE_SCHEMA = {
         for item in fields(Guidance)
     },
 }
+_PART = {"type": "array", "items": {"type": "number", "minimum": 0, "maximum": 1}, "minItems": 2, "maxItems": 2}
+SHORTCUTS_SCHEMA = {
+    "type": "object",
+    "properties": {
+        item.name: {"type": "number", "minimum": 0, "maximum": 1} if item.name == "step_cache" else _PART
+        for item in fields(Shortcuts)
+    },
+}
+LORAS_SCHEMA = {"type": "object", "additionalProperties": {"type": "number"}}
 GENERATE = (
     "Make a clip whose picture and sound come from one prompt, and wait for it, which takes seconds to minutes; its "
     "steps are sent as progress. Returns the file (mp4, or wav for sound alone) and its recipe: everything that is "
@@ -66,7 +79,7 @@ REWRITE_AND_GENERATE = (
 Result = TypeVar("Result")
 
 
-def add_endpoints(engine: Engine, desk: RewriteDesk) -> None:
+def add_endpoints(engine: Engine, desk: RewriteDesk, loras: LoraFolder = LoraFolder()) -> None:  # noqa: B008 (frozen)
     """Add /generate, /submit, /job, /cancel, /rewrite, /rewrite_and_generate and /speaker_embedding to the page."""
     # Real components, never shown: through them Gradio uploads, checks and serves the files.
     with gr.Column(visible=False):
@@ -139,9 +152,11 @@ def add_endpoints(engine: Engine, desk: RewriteDesk) -> None:
             engine.cancel(job_id)
             return describe(engine.job(job_id))
 
-    add(_taking_a_request(engine, generate, GENERATE), arguments, [clip, recipe])
-    add(_taking_a_request(engine, submit, SUBMIT), arguments, which)
-    add(_taking_a_request(engine, rewrite_and_generate, REWRITE_AND_GENERATE), arguments, [clip, recipe, caption])
+    add(_taking_a_request(engine, loras, generate, GENERATE), arguments, [clip, recipe])
+    add(_taking_a_request(engine, loras, submit, SUBMIT), arguments, which)
+    add(
+        _taking_a_request(engine, loras, rewrite_and_generate, REWRITE_AND_GENERATE), arguments, [clip, recipe, caption]
+    )
     add(rewrite, prompt, [caption, account])
     add(speaker_embedding, reference, numbers)
     add(job, which, [found, clip])
@@ -222,8 +237,8 @@ def _arguments() -> list[Any]:
     speakers = gr.File(label="speakers", file_count="multiple")
     speakers.data_model = Slots
     speakers.api_info = lambda: _without_references(Slots.model_json_schema())
-    guidance = gr.JSON(label="guidance")
-    guidance.api_info = lambda: GUIDANCE_SCHEMA  # Gradio's own, for any JSON, is none that an MCP client accepts
+    schemas = {"guidance": GUIDANCE_SCHEMA, "shortcuts": SHORTCUTS_SCHEMA, "loras": LORAS_SCHEMA}
+    guidance, shortcuts, loras = (_json(name, schema) for name, schema in schemas.items())
     return [
         gr.Textbox(label="prompt"),
         gr.Textbox(None, label="negative_prompt"),
@@ -238,7 +253,15 @@ def _arguments() -> list[Any]:
         guidance,
         gr.Number(None, label="seed", precision=0),
         gr.Textbox("audio_video", label="modality"),
+        shortcuts,
+        loras,
     ]
+
+
+def _json(name: str, schema: dict[str, Any]) -> gr.JSON:
+    part = gr.JSON(label=name)
+    part.api_info = lambda: schema  # Gradio's own, for any JSON, is none that an MCP client accepts
+    return part
 
 
 def _without_references(schema: dict[str, Any]) -> dict[str, Any]:
@@ -258,7 +281,7 @@ def _without_references(schema: dict[str, Any]) -> dict[str, Any]:
 
 
 def _taking_a_request(
-    engine: Engine, run: Callable[[GenerationRequest, str], Awaitable[Result]], summary: str
+    engine: Engine, folder: LoraFolder, run: Callable[[GenerationRequest, str], Awaitable[Result]], summary: str
 ) -> Callable[..., Any]:
     """An endpoint with a request's arguments; Gradio reads names, defaults and descriptions off the function."""
 
@@ -276,6 +299,8 @@ def _taking_a_request(
         guidance: dict[str, Any] | None = None,
         seed: int | None = None,
         modality: Modality = "audio_video",
+        shortcuts: dict[str, Any] | None = None,
+        loras: dict[str, float] | None = None,
         request: gr.Request | None = None,
     ) -> Result:
         def asked() -> GenerationRequest:  # reads files, and may wait for the model
@@ -293,6 +318,8 @@ def _taking_a_request(
                 guidance=_guidance(engine, guidance),
                 seed=seed,
                 modality=modality,
+                shortcuts=shortcuts_of(shortcuts),
+                loras=folder.scaled(loras),
             )
 
         with errors_for_clients():

@@ -23,6 +23,7 @@ from nava_core.speech import parse_speech, read_jsonl_prompt
 from ui import captions, handover, views
 from ui.assignments import colours_of
 from ui.examples import examples_for, examples_view
+from ui.faster import shown_loras
 from ui.footer import SHARES, quality_of, steps_of
 from ui.hints import outside_hint
 from ui.library.voices import Voice
@@ -321,12 +322,12 @@ async def open_page(
     if caption.job is not None:
         job, stored = caption.job, {"random_seed": Draft.read(draft).random_seed}
         updates |= started_job(page, job, stored["random_seed"])
-    values = {} if job is None or stored is None else _form_of(page, job.request, spec, stored)
+    values = {} if job is None or stored is None else _form_of(service, page, job.request, stored)
     if caption.prompt is not None:
         values[page.scene.prompt] = caption.prompt
     if words is not None:
         values = {}
-        values |= {page.form[name]: value for name, value in kept_settings(saved, spec).items()}
+        values |= {page.form[name]: value for name, value in kept_settings(saved, spec, service.loras).items()}
     for component, value in values.items():
         updates[component] = _with_value(updates.get(component), value)
     if job is not None:
@@ -351,6 +352,7 @@ def _model_ready(service: Service, page: Page, spec: ModelSpec) -> Updates:
         **start_buttons(service, page),
     }
     updates |= {page.form[name]: gr.update(**changes) for name, changes in settings_of(text, spec).items()}
+    updates |= {page.form[name]: gr.update(**changes) for name, changes in shown_loras(service.loras).items()}
     examples = examples_for(spec.name)
     if examples:
         updates[page.scene.prompt] = gr.update(placeholder=examples[0].prompt)
@@ -358,11 +360,11 @@ def _model_ready(service: Service, page: Page, spec: ModelSpec) -> Updates:
     return updates
 
 
-def _form_of(page: Page, request: GenerationRequest, spec: ModelSpec, stored: dict[str, Any]) -> Updates:
+def _form_of(service: Service, page: Page, request: GenerationRequest, stored: dict[str, Any]) -> Updates:
     """The form that made `request`; its prompt alone where today's model could not make it."""
     try:
-        values = form_values(request, spec)
+        values = form_values(request, service.engine.spec, service.loras)
     except RequestError as error:
-        logger.info("a browser's last request does not suit %s: %s", spec.name, error)
+        logger.info("a browser's last request does not suit %s: %s", service.engine.spec.name, error)
         return {page.scene.prompt: request.prompt}
     return {page.form[name]: value for name, value in values.items()} | {page.bar.random_seed: stored["random_seed"]}

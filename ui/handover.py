@@ -96,7 +96,7 @@ def take_over(
     *form, _ = values
     wanted = list(PARTS) if "all" in parts else list(parts)
     now = dict(zip(page.form, form, strict=True))
-    changed, messages = reused_form(now, recipe, wanted, spec, service.text)
+    changed, messages = reused_form(now, recipe, wanted, spec, service.text, service.loras)
     voices = changed.pop("voices", None)
     updates: Updates = {page.form[name]: value for name, value in changed.items() if name in page.form}
     prompt = changed.get("prompt", now["prompt"])

@@ -11,6 +11,7 @@ from nava_core.request import ModelSpec
 from ui.cast import CastPanel
 from ui.catalogue import Catalogue
 from ui.compare import ComparePanel
+from ui.faster import FasterPanel, build_faster
 from ui.footer import FooterPanel, footer_settings
 from ui.gallery import GalleryPanel
 from ui.mixer import AXES, MixerPanel
@@ -28,6 +29,7 @@ class AdvancedPanel:
     modality: gr.Radio
     steps: gr.Slider
     negative_prompt: gr.Textbox
+    faster: FasterPanel
     errors: dict[str, gr.HTML]
 
 
@@ -82,6 +84,7 @@ class Page:
             "variations": self.bar.variations,
             **self.mixer.axes,
             "align": self.mixer.align,
+            **self.advanced.faster.controls,
         }
 
     @property
@@ -103,6 +106,8 @@ class Page:
             "seed": bar["seed"],
             "variations": bar["variations"],
             "guidance": self.mixer.error,
+            "shortcuts": self.advanced.faster.error,
+            "loras": self.advanced.faster.loras_error,
         }
 
 
@@ -120,7 +125,8 @@ def build_advanced(text: Catalogue) -> AdvancedPanel:
             label=text("negative.label"), info=text("negative.info"), lines=3, max_lines=8, elem_id="negative-prompt"
         )
         errors["negative_prompt"] = message_place()
-    return AdvancedPanel(section, modality, steps, negative_prompt, errors)
+        faster = build_faster(text)
+    return AdvancedPanel(section, modality, steps, negative_prompt, faster, errors)
 
 
 def settings_of(text: Catalogue, spec: ModelSpec) -> dict[str, dict[str, Any]]:

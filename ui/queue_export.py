@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from nava_core.engine.jobs import Job
-from nava_core.request import GenerationRequest
+from nava_core.request import GenerationRequest, Shortcuts
 from ui.queue_file import NUMBERS, TEXTS, WHOLE
 
 NAME = "nava-queue"
@@ -71,4 +71,8 @@ def _written(request: GenerationRequest, names: _Names) -> dict[str, Any]:
             line[key] = getattr(request, key)
     if request.guidance is not None:
         line["guidance"] = asdict(request.guidance)
+    if request.shortcuts != Shortcuts():
+        line["shortcuts"] = asdict(request.shortcuts)
+    if request.loras:
+        line["loras"] = {Path(path).stem: scale for path, scale in request.loras}
     return line

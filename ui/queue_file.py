@@ -25,6 +25,7 @@ from nava_core.engine.jobs import EngineError
 from nava_core.request import GenerationRequest, Guidance, RequestError
 from nava_core.speech import bind_speakers, parse_speech
 from ui import queue_view
+from ui.faster import LoraFolder, shortcuts_of
 from ui.service import Service
 from ui.state import uploaded_path
 from ui.views import duration
@@ -41,7 +42,8 @@ EXAMPLE = '{"prompt": "A café. She says: ~~Hello~~", "spk_wavs": ["her.wav"]}'
 TEXTS = ("negative_prompt", "original_prompt", "modality")
 WHOLE = ("width", "height", "num_frames", "num_inference_steps", "seed")
 NUMBERS = ("seconds", "fps")
-_REQUEST_KEYS = frozenset((*TEXTS, *WHOLE, *NUMBERS, "guidance"))
+_OBJECTS = ("guidance", "shortcuts", "loras")
+_REQUEST_KEYS = frozenset((*TEXTS, *WHOLE, *NUMBERS, *_OBJECTS))
 _ALIASES = {"image": "image_path", "speakers": "spk_wavs"}
 _SEPARATORS = re.compile(r"[/\\]")
 _NOT_SAFE = re.compile(r"[^\w.-]")
@@ -206,7 +208,7 @@ def _unreadable(path: Path, key: str) -> str | None:
 def _read_line(service: Service, index: int, data: bytes, find: Callable[[str, str], Path]) -> PlannedClip | Problem:
     try:
         line, rest = _parse(index, data, find)
-        request = _request_of(line, rest)
+        request = _request_of(service.loras, line, rest)
         return PlannedClip(index, request, _checked(service, request), _notes(service, line))
     except UnicodeDecodeError as error:
         return Problem(index, f"is not UTF-8 text ({error.reason}); save the file as UTF-8")
@@ -229,7 +231,7 @@ def _parse(index: int, data: bytes, find: Callable[[str, str], Path]) -> tuple[B
     return line, {key: value for key, value in rest.items() if value is not None}
 
 
-def _request_of(line: BatchLine, rest: Mapping[str, Any]) -> GenerationRequest:
+def _request_of(folder: LoraFolder, line: BatchLine, rest: Mapping[str, Any]) -> GenerationRequest:
     for key, value in rest.items():
         _check_kind(key, value)
     guidance = rest.get("guidance")
@@ -238,7 +240,9 @@ def _request_of(line: BatchLine, rest: Mapping[str, Any]) -> GenerationRequest:
         image=None if line.image is None else str(line.image),
         speakers=tuple(None if speaker is None else str(speaker) for speaker in line.speakers),
         guidance=None if guidance is None else _guidance(guidance),
-        **{key: value for key, value in rest.items() if key != "guidance"},
+        shortcuts=shortcuts_of(rest.get("shortcuts")),
+        loras=folder.scaled(_by_name(rest.get("loras"))),
+        **{key: value for key, value in rest.items() if key not in _OBJECTS},
     )
 
 
@@ -251,6 +255,13 @@ def _check_kind(key: str, value: Any) -> None:
         raise RequestError(key, f"has {_shown(value)} as {key}; give a number")
     if key in WHOLE and not isinstance(value, int):
         raise RequestError(key, f"has {_shown(value)} as {key}; give a whole number")
+
+
+def _by_name(loras: Any) -> Any:
+    """{name: scale}, also of a recipe's list of files and scales: a file is looked for by its name alone."""
+    if not isinstance(loras, list) or not all(isinstance(entry, list) and len(entry) == 2 for entry in loras):
+        return loras
+    return {Path(file_name(str(path))).stem: scale for path, scale in loras}
 
 
 def _guidance(value: Any) -> Guidance:

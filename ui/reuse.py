@@ -11,8 +11,9 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal, TypeGuard
 
-from nava_core.request import GenerationRequest, Guidance, ModelSpec, RequestError
+from nava_core.request import GenerationRequest, Guidance, ModelSpec, RequestError, Shortcuts
 from ui.catalogue import Catalogue
+from ui.faster import LoraFolder, begin_later, lora_values, shortcut_values
 from ui.state import size_value
 
 Part = Literal["prompt", "voices", "frame", "seed", "settings", "new_seed"]
@@ -28,6 +29,7 @@ def reused_form(
     parts: Iterable[str],
     spec: ModelSpec,
     text: Catalogue | None = None,
+    loras: LoraFolder = LoraFolder(),  # noqa: B008 (frozen)
 ) -> tuple[dict[str, Any], list[str]]:
     """The form's fields that change, by the names of `ui.state.form_values`, and what people should know about it.
 
@@ -35,7 +37,7 @@ def reused_form(
     Fields that already have the recipe's value are not named.
     """
     wanted = set(parts)
-    reading = _Reading(recipe, spec, text or Catalogue())
+    reading = _Reading(recipe, spec, text or Catalogue(), loras)
     if "settings" in wanted:
         reading.settings()
     if "prompt" in wanted:
@@ -57,8 +59,8 @@ def reused_form(
 class _Reading:
     """One recipe against one model; `found` holds what can be used, `messages` what cannot."""
 
-    def __init__(self, recipe: Mapping[str, Any], spec: ModelSpec, text: Catalogue):
-        self.recipe, self.spec, self.text = recipe, spec, text
+    def __init__(self, recipe: Mapping[str, Any], spec: ModelSpec, text: Catalogue, loras: LoraFolder):
+        self.recipe, self.spec, self.text, self.here = recipe, spec, text, loras
         self.found: dict[str, Any] = {}
         self.messages: list[str] = []
 
@@ -106,6 +108,8 @@ class _Reading:
         if (steps := self._asked("num_inference_steps", lambda steps: {"num_inference_steps": steps})) is not None:
             self.found["steps"] = steps.num_inference_steps
         self._guidance()
+        self._shortcuts()
+        self._loras()
 
     def _size(self) -> None:
         width, height = self.recipe.get("width"), self.recipe.get("height")
@@ -147,6 +151,35 @@ class _Reading:
                 self._say("guidance", self.text.said(error))
         if unknown := sorted(_shown(axis) for axis in guidance.keys() - asdict(Guidance()).keys()):
             self._say("guidance", self.text("gallery.reuse_unknown", names=", ".join(unknown)))
+
+    def _shortcuts(self) -> None:
+        """A recipe without any was made without any."""
+        given = self.recipe.get("shortcuts")
+        try:
+            shortcuts = Shortcuts() if given is None else Shortcuts(**given)
+        except (RequestError, TypeError) as error:
+            words = self.text.said(error) if isinstance(error, RequestError) else ""
+            self._say("shortcuts", words or self.text("gallery.reuse_unreadable", value=_shown(given)))
+            return
+        self.found |= shortcut_values(shortcuts)
+        if begin_later(shortcuts):
+            self._say("shortcuts", self.text("gallery.reuse_later"))
+
+    def _loras(self) -> None:
+        given = self.recipe.get("loras") or ()
+        if not isinstance(given, list | tuple):
+            self._say("loras", self.text("gallery.reuse_unreadable", value=_shown(given)))
+            return
+        loras = [(entry[0], entry[1]) for entry in given if isinstance(entry, list | tuple) and len(entry) == 2]
+        for path, scale in loras:
+            if self.here.name_of(path) is None:
+                self._say("loras", self.text("gallery.reuse_file_gone", name=_shown(Path(str(path)).name)))
+            elif not _is_number(scale):
+                self._say("loras", self.text("gallery.reuse_unreadable", value=_shown(scale)))
+        usable = [(path, scale) for path, scale in loras if _is_number(scale)]
+        self.found |= lora_values(usable, self.here)
+        if len({scale for path, scale in usable if self.here.name_of(path) is not None}) > 1:
+            self._say("loras", self.text("gallery.reuse_scales", scale=self.found["lora_scale"]))
 
     def _asked(
         self, field: str, fields: Callable[[Any], dict[str, Any]], value: Any = None

@@ -11,6 +11,7 @@ from nava_core.engine.jobs import Engine, JobError
 from nava_core.request import ModelSpec
 from ui import views
 from ui.catalogue import Catalogue
+from ui.faster import LoraFolder
 from ui.library.gallery import Gallery
 from ui.library.voices import VoiceLibrary
 from ui.rewriting import RewriteDesk
@@ -35,7 +36,7 @@ class Service:
     """What handlers work with: the engine that runs requests, the desk that rewrites prompts, and the page's words.
 
     voices, gallery: what people keep; None where the page has no such panel. watching: the job that is on the stage of
-    each open tab, by its session, while it is followed there.
+    each open tab, by its session, while it is followed there. loras: those that people may choose from.
     """
 
     engine: Engine
@@ -44,6 +45,7 @@ class Service:
     voices: VoiceLibrary | None = None
     gallery: Gallery | None = None
     watching: dict[str, str] = field(default_factory=dict)
+    loras: LoraFolder = field(default_factory=LoraFolder)
 
     @property
     def spec(self) -> ModelSpec | None:

@@ -7,13 +7,23 @@ event with a general error, where `GenerationRequest` has one for the field.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 from nava_core.request import GenerationRequest, Guidance, Modality, ModelSpec, RequestError
 from nava_core.speech import bind_speakers, parse_speech
 from ui.catalogue import Catalogue
+from ui.faster import (
+    DEFAULTS,
+    INTERVALS,
+    LARGEST_CACHE,
+    LARGEST_SCALE,
+    LoraFolder,
+    lora_values,
+    read_shortcuts,
+    shortcut_values,
+)
 from ui.files import uploaded_path
 
 VARIATIONS = (1, 2, 4)
@@ -39,6 +49,12 @@ class Form:
     audio_align: float
     timbre: float
     align: bool
+    step_cache: float = 0.0
+    negative_until: float = 100.0
+    align_until: float = 100.0
+    timbre_until: float = 100.0
+    loras: list[str] = field(default_factory=list)
+    lora_scale: float = 1.0
     assignments: Any = None
 
     @classmethod
@@ -54,10 +70,15 @@ class Form:
             raise RequestError("variations", f"variations is {self.variations!r}; choose one of {allowed}")
         return int(self.variations)
 
-    def request(self, text: Catalogue, speakers: Sequence[Any] = ()) -> GenerationRequest:
+    def request(
+        self,
+        text: Catalogue,
+        speakers: Sequence[Any] = (),
+        loras: LoraFolder = LoraFolder(),  # noqa: B008 (frozen)
+    ) -> GenerationRequest:
         """Raises RequestError where the form itself cannot be read; `GenerationRequest.resolve` checks the rest.
 
-        speakers: a recording for each spoken line, or None.
+        speakers: a recording for each spoken line, or None. loras: those that there are.
         """
         width, height = _read_size(self.size)
         return GenerationRequest(
@@ -74,6 +95,8 @@ class Form:
             ),
             seed=None if self.random_seed else _read_seed(self.seed, text),
             modality=self.modality,
+            shortcuts=read_shortcuts({name: getattr(self, name) for name in DEFAULTS}),
+            loras=loras.chosen(self.loras, self.lora_scale),
         )
 
 
@@ -153,7 +176,11 @@ def size_value(width: int, height: int) -> str:
     return f"{width}x{height}"
 
 
-def form_values(request: GenerationRequest, spec: ModelSpec) -> dict[str, Any]:
+def form_values(
+    request: GenerationRequest,
+    spec: ModelSpec,
+    loras: LoraFolder = LoraFolder(),  # noqa: B008 (frozen)
+) -> dict[str, Any]:
     """The form that makes `request` again, by field name; the voices are not part of it."""
     resolved = request.resolve(spec)
     assert resolved.num_frames is not None and resolved.fps is not None
@@ -173,6 +200,8 @@ def form_values(request: GenerationRequest, spec: ModelSpec) -> dict[str, Any]:
         "audio_align": guidance.audio_align,
         "timbre": guidance.timbre,
         "align": guidance.align,
+        **shortcut_values(request.shortcuts),
+        **lora_values(request.loras, loras),
     }
 
 
@@ -188,7 +217,11 @@ def kept_words(stored: Any) -> dict[str, Any]:
     return words | ({"image": kept_file(image)} if image else {})
 
 
-def kept_settings(stored: Any, spec: ModelSpec) -> dict[str, Any]:
+def kept_settings(
+    stored: Any,
+    spec: ModelSpec,
+    loras: LoraFolder = LoraFolder(),  # noqa: B008 (frozen)
+) -> dict[str, Any]:
     """Of a form that a browser kept, what suits this model; the rest stays as the model has it."""
     given = stored if isinstance(stored, dict) else {}
     kept: dict[str, Any] = {}
@@ -198,6 +231,8 @@ def kept_settings(stored: Any, spec: ModelSpec) -> dict[str, Any]:
         kept["modality"] = given["modality"]
     limits = {"seconds": (0.5, spec.max_seconds), "steps": (1, 500)}
     limits |= dict.fromkeys(("video", "audio", "video_align", "audio_align", "timbre"), (0.0, 30.0))
+    limits |= dict.fromkeys(INTERVALS, (0.0, 100.0))
+    limits |= {"step_cache": (0.0, LARGEST_CACHE), "lora_scale": (0.0, LARGEST_SCALE)}
     for name, (least, most) in limits.items():
         value = given.get(name)
         if isinstance(value, int | float) and not isinstance(value, bool) and least <= value <= most:
@@ -206,6 +241,8 @@ def kept_settings(stored: Any, spec: ModelSpec) -> dict[str, Any]:
         kept["align"] = given["align"]
     if isinstance(given.get("negative_prompt"), str):
         kept["negative_prompt"] = given["negative_prompt"]
+    if isinstance(given.get("loras"), list):
+        kept["loras"] = [name for name in given["loras"] if name in loras.names()]
     return kept
 
 

@@ -22,6 +22,7 @@ from ui.catalogue import LANGUAGES, Catalogue
 from ui.compare import build_compare, connect_compare
 from ui.doors import Doors, Owns
 from ui.examples import FOLDER as EXAMPLES_FOLDER
+from ui.faster import LoraFolder
 from ui.files import MAX_BYTES
 from ui.footer import build_footer
 from ui.gallery import build_gallery, connect_gallery
@@ -58,20 +59,21 @@ def create_ui(
     desk: RewriteDesk | None = None,
     voices: VoiceLibrary | None = None,
     gallery: Gallery | None = None,
+    loras: LoraFolder = LoraFolder(),  # noqa: B008 (frozen)
 ) -> gr.Blocks:
     """Build the page and its API over `engine`, which may still be loading its model. Launches nothing.
 
     language: of the page at "/"; the others are beside it, each at its own name. desk: rewrites prompts; None makes one
     with the first backend that is there when it is first needed. voices, gallery: what people keep; without one its
-    panel stays empty.
+    panel stays empty. loras: those that people may choose from.
     """
     desk = desk or RewriteDesk(make_rewriter)
-    service = Service(engine, desk, Catalogue(language), voices, gallery)
+    service = Service(engine, desk, Catalogue(language), voices, gallery, loras=loras)
     others = [other for other in LANGUAGES if other != language]
     title = service.text("app.title")
     with gr.Blocks(title=title, analytics_enabled=None, fill_width=True, delete_cache=CACHE_LIFE) as demo:
         _add_page(demo, service, {other: f"./{other}" for other in others})
-        api.add_endpoints(engine, desk)
+        api.add_endpoints(engine, desk, loras)
     for other in others:
         with demo.route(LANGUAGES[other], f"/{other}", show_in_navbar=False):
             links = {to: "./" if to == language else f"./{to}" for to in LANGUAGES if to != other}

@@ -30,13 +30,15 @@ FIELD_LABELS = {
     "seed": "seed.label",
     "variations": "variations.label",
     "guidance": "guidance.title",
+    "shortcuts": "faster.title",
+    "loras": "loras.label",
 }
 
 
 def asked_request(service: Service, form: Form, owner: str) -> GenerationRequest:
     """What the form asks for, with the voices of its owner's cast. Raises RequestError, EngineError."""
     speakers = speakers_of(service.voices, owner, form.prompt, form.assignments)
-    return form.request(service.text, speakers)
+    return form.request(service.text, speakers, service.loras)
 
 
 def stage_updates(service: Service, page: Page, job: Job) -> Updates:
@@ -90,7 +92,7 @@ def failure(service: Service, page: Page, error: JobError) -> Updates:
     updates: Updates = {place: note(service.text.said(error.message), "error"), page.bar.notice: note(where, "error")}
     if error.field == "guidance":
         updates[page.mixer.section] = gr.update(open=True)
-    if error.field in ("negative_prompt", "modality", "num_inference_steps"):
+    if error.field in ("negative_prompt", "modality", "num_inference_steps", "shortcuts", "loras"):
         updates[page.advanced.section] = gr.update(open=True)
     return updates
 
