@@ -8,7 +8,8 @@ frames, height, width) and `audio` (clips, tokens, channels), float16; beside it
 captions are drawn at training time, and, once there is a speaker encoder, a file `voices_...` with `speakers` (clips,
 2, 192), float32, the embedding of each person's voice, zeros for nobody. The first latent frame of `video` is also the
 encoding of the first frame alone: the autoencoder is causal. With `sound_only` in the config nothing is drawn or
-encoded but the sound, some twenty times faster, for the backbone's first phase, which trains on sound alone.
+encoded but the sound, for the backbone's first phase, which trains on sound alone; `voices` names those that speak,
+where not all of them are to.
 """
 
 from __future__ import annotations
@@ -107,6 +108,7 @@ class CachePlan:
     buckets: tuple[Bucket, ...]
     shard: int
     sound_only: bool = False
+    names: tuple[str, ...] = ()
 
     def shards(self) -> list[Shard]:
         """All shards, the buckets' by turns, so that an unfinished cache holds of everything."""
@@ -235,6 +237,7 @@ def _start_worker(plan: CachePlan) -> None:
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
     bank = VoiceBank.load(plan.voices) if plan.voices else None
+    bank = bank.only(plan.names) if bank and plan.names else bank
     encoder = ClipEncoder(plan.model, bank, with_video=not plan.sound_only)
     _worker_state["state"] = plan, speaker_digest(plan.model), encoder
 
@@ -257,7 +260,8 @@ def main() -> None:
     named = [(*name.split("/"), clips) for name, clips in config["clips"].items()]
     buckets = tuple(Bucket(kind, size, clips) for kind, size, clips in named)
     sound_only = config.get("sound_only", False)
-    plan = CachePlan(arguments.out, arguments.model, arguments.voices, buckets, config["shard"], sound_only)
+    names = tuple(config.get("voices", ()))
+    plan = CachePlan(arguments.out, arguments.model, arguments.voices, buckets, config["shard"], sound_only, names)
     check_folder(plan)
     digest = speaker_digest(plan.model)
     todo = [shard for shard in plan.shards() if not (shard.is_done() and shard.has_voices(digest))]

@@ -113,6 +113,10 @@ class VoiceBank:
                 return voice
         raise ValueError(f"there is no voice {name!r} among the {len(self._voices)} of this bank")
 
+    def only(self, names: Sequence[str]) -> VoiceBank:
+        """A bank of these voices alone; raises ValueError for a name that is none's."""
+        return VoiceBank([self.voice(name) for name in names], {name: self._words[name] for name in names})
+
     def draw(self, rng: np.random.Generator, split: str = "train") -> Voice:
         """A random voice: first its base, then one of its variants."""
         voices = self.voices(split)

@@ -19,7 +19,7 @@ from pydantic import model_validator
 
 from nava_core.engine.jobs import Engine, EngineError, Job, UnknownJob
 from nava_core.request import GenerationRequest, Guidance, Modality, RequestError, Shortcuts
-from ui.faster import LoraFolder, shortcuts_of
+from ui.faster import NO_LORAS, LoraFolder, shortcuts_of
 from ui.files import uploaded_path
 from ui.owners import owner_of
 from ui.rewriting import RewriteDesk, Rewriting
@@ -79,7 +79,7 @@ REWRITE_AND_GENERATE = (
 Result = TypeVar("Result")
 
 
-def add_endpoints(engine: Engine, desk: RewriteDesk, loras: LoraFolder = LoraFolder()) -> None:  # noqa: B008 (frozen)
+def add_endpoints(engine: Engine, desk: RewriteDesk, loras: LoraFolder = NO_LORAS) -> None:
     """Add /generate, /submit, /job, /cancel, /rewrite, /rewrite_and_generate and /speaker_embedding to the page."""
     # Real components, never shown: through them Gradio uploads, checks and serves the files.
     with gr.Column(visible=False):

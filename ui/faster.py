@@ -63,6 +63,9 @@ class LoraFolder:
         return {file.stem: file.resolve() for file in self.folder.glob("*.safetensors")}
 
 
+NO_LORAS = LoraFolder()
+
+
 @dataclass(frozen=True)
 class FasterPanel:
     """controls: by the form's field names."""

@@ -13,7 +13,7 @@ from typing import Any, Literal, TypeGuard
 
 from nava_core.request import GenerationRequest, Guidance, ModelSpec, RequestError, Shortcuts
 from ui.catalogue import Catalogue
-from ui.faster import LoraFolder, begin_later, lora_values, shortcut_values
+from ui.faster import NO_LORAS, LoraFolder, begin_later, lora_values, shortcut_values
 from ui.state import size_value
 
 Part = Literal["prompt", "voices", "frame", "seed", "settings", "new_seed"]
@@ -29,7 +29,7 @@ def reused_form(
     parts: Iterable[str],
     spec: ModelSpec,
     text: Catalogue | None = None,
-    loras: LoraFolder = LoraFolder(),  # noqa: B008 (frozen)
+    loras: LoraFolder = NO_LORAS,
 ) -> tuple[dict[str, Any], list[str]]:
     """The form's fields that change, by the names of `ui.state.form_values`, and what people should know about it.
 

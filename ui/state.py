@@ -19,6 +19,7 @@ from ui.faster import (
     INTERVALS,
     LARGEST_CACHE,
     LARGEST_SCALE,
+    NO_LORAS,
     LoraFolder,
     lora_values,
     read_shortcuts,
@@ -74,7 +75,7 @@ class Form:
         self,
         text: Catalogue,
         speakers: Sequence[Any] = (),
-        loras: LoraFolder = LoraFolder(),  # noqa: B008 (frozen)
+        loras: LoraFolder = NO_LORAS,
     ) -> GenerationRequest:
         """Raises RequestError where the form itself cannot be read; `GenerationRequest.resolve` checks the rest.
 
@@ -179,7 +180,7 @@ def size_value(width: int, height: int) -> str:
 def form_values(
     request: GenerationRequest,
     spec: ModelSpec,
-    loras: LoraFolder = LoraFolder(),  # noqa: B008 (frozen)
+    loras: LoraFolder = NO_LORAS,
 ) -> dict[str, Any]:
     """The form that makes `request` again, by field name; the voices are not part of it."""
     resolved = request.resolve(spec)
@@ -220,7 +221,7 @@ def kept_words(stored: Any) -> dict[str, Any]:
 def kept_settings(
     stored: Any,
     spec: ModelSpec,
-    loras: LoraFolder = LoraFolder(),  # noqa: B008 (frozen)
+    loras: LoraFolder = NO_LORAS,
 ) -> dict[str, Any]:
     """Of a form that a browser kept, what suits this model; the rest stays as the model has it."""
     given = stored if isinstance(stored, dict) else {}

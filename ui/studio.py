@@ -22,7 +22,7 @@ from ui.catalogue import LANGUAGES, Catalogue
 from ui.compare import build_compare, connect_compare
 from ui.doors import Doors, Owns
 from ui.examples import FOLDER as EXAMPLES_FOLDER
-from ui.faster import LoraFolder
+from ui.faster import NO_LORAS, LoraFolder
 from ui.files import MAX_BYTES
 from ui.footer import build_footer
 from ui.gallery import build_gallery, connect_gallery
@@ -59,7 +59,7 @@ def create_ui(
     desk: RewriteDesk | None = None,
     voices: VoiceLibrary | None = None,
     gallery: Gallery | None = None,
-    loras: LoraFolder = LoraFolder(),  # noqa: B008 (frozen)
+    loras: LoraFolder = NO_LORAS,
 ) -> gr.Blocks:
     """Build the page and its API over `engine`, which may still be loading its model. Launches nothing.
 
