@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +102,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--source", required=True, help="model folder")
     parser.add_argument("--voices", type=Path, default=Path("runs/voices/voices.npz"))
+    parser.add_argument("--only", nargs="+", metavar="VOICE", help="these voices, of one split, not the held-out ones")
     parser.add_argument("--clips", type=int, default=16)
     parser.add_argument("--recogniser", default="base", help="base, tiny.en or a folder")
     parser.add_argument("--out", type=Path)
@@ -108,13 +110,16 @@ def main() -> None:
     chosen = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     bank, recogniser = VoiceBank.load(chosen.voices), WordRecogniser(chosen.recogniser)
+    row = ROW
+    if chosen.only:
+        bank, row = bank.only(chosen.only), replace(ROW, voices=bank.voice(chosen.only[0]).split)
     pipeline = load_pipeline(chosen.source, dtype=torch.float32)
     pipeline.set_progress_bar_config(disable=True)
     said: list[tuple[str, ...]] = []
     heard: dict[str, list[tuple[str, ...]]] = {"made": [], "vocoder": [], "autoencoder": []}
     own: list[bool] = []
     pictures: list[np.ndarray] = []
-    for case in make_cases(bank, chosen.clips, ROW):
+    for case in make_cases(bank, chosen.clips, row):
         said.append(case.shot.people[speakers(case.shot)[0]].words)
         tokens, truth = say(pipeline, bank, case), true_tokens(pipeline, bank, case)
         mel, true_mel = decode_mel(pipeline.audio_vae, tokens), decode_mel(pipeline.audio_vae, truth)
