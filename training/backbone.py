@@ -246,7 +246,8 @@ def main() -> None:
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     config = common.load_config(arguments.config)
-    config |= {name: getattr(arguments, name) for name in ("minutes", "batch_size") if getattr(arguments, name)}
+    given = {"minutes": arguments.minutes, "batch_size": arguments.batch_size}
+    config |= {name: value for name, value in given.items() if value is not None}
     train(config, arguments.latents, arguments.model, arguments.out, arguments.resume, arguments.weights)
 
 

@@ -149,12 +149,9 @@ class ClipEncoder:
         moments = encode_moments(self.vae, pixels[None])[0]
         return (moments[: len(self.mean)] - self.mean) / self.std
 
-    @torch.no_grad()
     def audio(self, shot: Shot) -> torch.Tensor:
         """`(tokens, channels)`."""
-        sound = speaking.render_sound(shot, self.bank, SOUND_RATE)
-        waveform = soxr.resample(np.ascontiguousarray(sound.T), SOUND_RATE, MEL_RATE).T
-        return encode_audio(self.audio_vae, log_mel_spectrogram(torch.from_numpy(np.ascontiguousarray(waveform))))
+        return sound_tokens(self.audio_vae, shot, self.bank)
 
     @torch.no_grad()
     def speakers(self, shot: Shot) -> torch.Tensor:
@@ -165,6 +162,14 @@ class ClipEncoder:
                 if person.words:
                     row.copy_(self.speaker_encoder(torch.from_numpy(speaking.reference(person, self.bank))[None])[0])
         return rows
+
+
+@torch.no_grad()
+def sound_tokens(audio_vae: AutoencoderKLLTX2Audio, shot: Shot, bank: VoiceBank | None) -> torch.Tensor:
+    """The shot's own sound as audio latents, `(tokens, channels)`."""
+    sound = speaking.render_sound(shot, bank, SOUND_RATE)
+    waveform = soxr.resample(np.ascontiguousarray(sound.T), SOUND_RATE, MEL_RATE).T
+    return encode_audio(audio_vae, log_mel_spectrogram(torch.from_numpy(np.ascontiguousarray(waveform))))
 
 
 def write_shard(

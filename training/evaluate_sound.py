@@ -19,14 +19,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import soxr
 import torch
 from PIL import Image
 
 from nava_core import NavaPipeline, load_pipeline
-from nava_core.decode import decode_mel, encode_audio
-from nava_core.mel import FILTER_LENGTH, HOP_LENGTH, SAMPLING_RATE, log_mel_spectrogram, mel_filter_bank
+from nava_core.decode import decode_mel
+from nava_core.mel import FILTER_LENGTH, HOP_LENGTH, SAMPLING_RATE, mel_filter_bank
 from training import speaking, world
+from training.cache_latents import SOUND_RATE, sound_tokens
 from training.evaluate_people import Case, Row, generate_from_image, make_cases
 from training.recognise import WordRecogniser, word_error_rate
 from training.shots import speakers
@@ -35,7 +35,6 @@ from training.voices import VoiceBank
 
 logger = logging.getLogger(__name__)
 ROUNDS = 40
-SOUND_RATE = 48_000
 ROW = Row("one person", "talk", "held_out", "held_out", generate_from_image)
 
 
@@ -68,12 +67,6 @@ def say(pipeline: NavaPipeline, bank: VoiceBank, case: Case, **options: Any) -> 
     )
     assert output.audio_latents is not None
     return output.audio_latents
-
-
-def true_tokens(pipeline: NavaPipeline, bank: VoiceBank, case: Case) -> torch.Tensor:
-    sound = speaking.render_sound(case.shot, bank, SOUND_RATE)
-    low = soxr.resample(np.ascontiguousarray(sound.T), SOUND_RATE, SAMPLING_RATE).T
-    return encode_audio(pipeline.audio_vae, log_mel_spectrogram(torch.from_numpy(np.ascontiguousarray(low))))
 
 
 def heard_as_own(pipeline: NavaPipeline, bank: VoiceBank, case: Case, sound: np.ndarray) -> bool:
@@ -121,7 +114,7 @@ def main() -> None:
     pictures: list[np.ndarray] = []
     for case in make_cases(bank, chosen.clips, row):
         said.append(case.shot.people[speakers(case.shot)[0]].words)
-        tokens, truth = say(pipeline, bank, case), true_tokens(pipeline, bank, case)
+        tokens, truth = say(pipeline, bank, case), sound_tokens(pipeline.audio_vae, case.shot, bank)
         mel, true_mel = decode_mel(pipeline.audio_vae, tokens), decode_mel(pipeline.audio_vae, truth)
         wave = griffin_lim(mel)
         with torch.no_grad():

@@ -171,14 +171,16 @@ class _Reading:
             self._say("loras", self.text("gallery.reuse_unreadable", value=_shown(given)))
             return
         loras = [(entry[0], entry[1]) for entry in given if isinstance(entry, list | tuple) and len(entry) == 2]
+        usable = []
         for path, scale in loras:
             if self.here.name_of(path) is None:
                 self._say("loras", self.text("gallery.reuse_file_gone", name=_shown(Path(str(path)).name)))
             elif not _is_number(scale):
                 self._say("loras", self.text("gallery.reuse_unreadable", value=_shown(scale)))
-        usable = [(path, scale) for path, scale in loras if _is_number(scale)]
+            else:
+                usable.append((path, scale))
         self.found |= lora_values(usable, self.here)
-        if len({scale for path, scale in usable if self.here.name_of(path) is not None}) > 1:
+        if len({scale for _, scale in usable}) > 1:
             self._say("loras", self.text("gallery.reuse_scales", scale=self.found["lora_scale"]))
 
     def _asked(
