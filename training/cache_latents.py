@@ -132,6 +132,7 @@ class ClipEncoder:
     def __init__(self, model: Path, bank: VoiceBank | None, with_video: bool = True) -> None:
         self.bank = bank
         self.audio_vae = AutoencoderKLLTX2Audio.from_pretrained(model / "audio_vae", torch_dtype=torch.float32).eval()
+        self.vae: AutoencoderKLWan | None = None
         if with_video:
             self.vae = use_fast_norms(AutoencoderKLWan.from_pretrained(model / "vae", torch_dtype=torch.float32)).eval()
             mean, std = self.vae.config["latents_mean"], self.vae.config["latents_std"]
@@ -144,6 +145,8 @@ class ClipEncoder:
     @torch.no_grad()
     def video(self, shot: Shot) -> torch.Tensor:
         """`(channels, latent_frames, height, width)`: `nava_core.decode.encode_video` in two chunks."""
+        if self.vae is None:
+            raise ValueError("this encoder was made for sound alone; make it with_video")
         openings = speaking.openings(shot, self.bank) if self.bank else [np.zeros(shot.num_frames)] * len(shot.people)
         pixels = to_pixels(shots.render_frames(shot, openings))
         moments = encode_moments(self.vae, pixels[None])[0]
@@ -172,9 +175,7 @@ def sound_tokens(audio_vae: AutoencoderKLLTX2Audio, shot: Shot, bank: VoiceBank 
     return encode_audio(audio_vae, log_mel_spectrogram(torch.from_numpy(np.ascontiguousarray(waveform))))
 
 
-def write_shard(
-    shard: Shard, encoder: ClipEncoder, digest: str | None = None, split: str = "train", sound_only: bool = False
-) -> None:
+def write_shard(shard: Shard, encoder: ClipEncoder, digest: str | None = None, split: str = "train") -> None:
     """Make what is missing of one shard: the shots' JSON first, so that a shard that is there is complete.
 
     digest: of the speaker encoder; None where there is none.
@@ -185,7 +186,7 @@ def write_shard(
         drawn.append(speaking.give_voices(shot, encoder.bank, rng, split) if encoder.bank else shot)
     if not shard.is_done():
         tensors = {"audio": torch.stack([encoder.audio(shot) for shot in drawn]).half().contiguous()}
-        if not sound_only:
+        if encoder.vae is not None:
             tensors["video"] = torch.stack([encoder.video(shot) for shot in drawn]).half().contiguous()
         text = json.dumps([asdict(shot) for shot in drawn], ensure_ascii=False)
         common.write_atomically(shard.path.with_suffix(".json"), lambda file: file.write_text(text, encoding="utf-8"))
@@ -235,7 +236,7 @@ def check_folder(plan: CachePlan) -> None:
     common.write_atomically(path, lambda file: file.write_text(json.dumps(wanted), encoding="utf-8"))
 
 
-_worker_state: dict[str, tuple[CachePlan, str | None, ClipEncoder]] = {}
+_worker_state: dict[str, tuple[str | None, ClipEncoder]] = {}
 
 
 def _start_worker(plan: CachePlan) -> None:
@@ -244,12 +245,12 @@ def _start_worker(plan: CachePlan) -> None:
     bank = VoiceBank.load(plan.voices) if plan.voices else None
     bank = bank.only(plan.names) if bank and plan.names else bank
     encoder = ClipEncoder(plan.model, bank, with_video=not plan.sound_only)
-    _worker_state["state"] = plan, speaker_digest(plan.model), encoder
+    _worker_state["state"] = speaker_digest(plan.model), encoder
 
 
 def _make_shard(shard: Shard) -> str:
-    plan, digest, encoder = _worker_state["state"]
-    write_shard(shard, encoder, digest, sound_only=plan.sound_only)
+    digest, encoder = _worker_state["state"]
+    write_shard(shard, encoder, digest)
     return shard.path.name
 
 
