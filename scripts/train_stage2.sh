@@ -27,14 +27,14 @@ for phase in few stage2; do
   "$python" -m training.cache_latents --config "training/configs/sound_$phase.yaml" --out "$runs/sound_$phase" \
       --model "$weights" --voices "$runs/voices/voices.npz" --workers "$workers"
   "$python" -m training.backbone --config training/configs/backbone_stage2.yaml --latents "$runs/sound_$phase" \
-      --model "$weights" --weights "$start" --out "$runs/backbone_$phase" --batch_size 24 --minutes $minutes --resume
+      --model "$weights" --weights "$start" --out "$runs/backbone_$phase" --voices "$runs/voices/voices.npz" --batch_size 24 --minutes $minutes --resume
   start="$runs/backbone_$phase"
   cp -r "$weights/tokenizer" "$start/"   # its pieces are those of the text encoder beside it
 done
 "$python" -m training.cache_latents --config training/configs/latents_stage2.yaml --out "$runs/latents_stage2" \
     --model "$weights" --voices "$runs/voices/voices.npz" --workers "$workers"
 "$python" -m training.backbone --config training/configs/backbone_stage2.yaml --latents "$runs/latents_stage2" \
-    --model "$weights" --weights "$start" --out "$runs/backbone_joint" --resume
+    --model "$weights" --weights "$start" --voices "$runs/voices/voices.npz" --out "$runs/backbone_joint" --resume
 "$python" -m training.assemble --backbone "$runs/backbone_joint" --parts "$weights" --out "$runs/nano_stage2"
 "$python" -m training.evaluate_people --source "$runs/nano_stage2" --voices "$runs/voices/voices.npz" \
     --clips "${CLIPS:-24}" --floors --out "$runs/nano_stage2_people.json" --sheet "$runs/nano_stage2_sheets"

@@ -64,7 +64,7 @@ def first_loss(config: dict[str, Any], latents: Path) -> tuple[float, backbone.N
     rng = np.random.default_rng(0)
     batch = CachedClips(latents, tokenizer, 128, {"talk": 1.0, "pair": 1.0}).draw(rng, 2, empty_prompt=0.0)
     torch.manual_seed(1)
-    video, audio = backbone.flow_loss(model, batch, config, rng)
+    video, audio, _ = backbone.flow_loss(model, batch, config, rng)
     (video + audio).backward()
     return (video + audio).item(), model
 
@@ -75,7 +75,7 @@ def test_bfloat16_multiplies_and_float32_keeps(config: dict[str, Any], latents: 
     assert loss != expected
     assert loss == pytest.approx(expected, rel=0.02)
     without = [name for name, value in model.named_parameters() if value.grad is None]
-    assert not without
+    assert not [name for name in without if not name.startswith("word_head")]  # without voices it is not asked
     assert {value.grad.dtype for value in model.parameters() if value.grad is not None} == {torch.float32}
 
 

@@ -24,6 +24,7 @@ from rewriter.backends.base import Chunk
 from rewriter.messages import Message
 from ui import captions, handlers, stage_views, views
 from ui.catalogue import Catalogue
+from ui.faster import DEFAULTS
 from ui.panels import Page
 from ui.rewriting import IN_PROCESS, ConsiderateRunner, RewriteDesk, Rewriting, UnknownRewriting
 from ui.service import Service
@@ -276,7 +277,7 @@ def service(engine: QueueEngine, desk: RewriteDesk) -> Service:
 def values_of(page: Page, prompt: str, **changes: Any) -> list[Any]:
     values = {"prompt": prompt, "negative_prompt": "", "image": None, "modality": "audio", "size": "96x64"}
     values |= {"seconds": 0.5, "steps": 2, "seed": "5", "random_seed": False, "variations": 1, "align": True}
-    values |= {"video": 1.0, "audio": 1.0, "video_align": 1.0, "audio_align": 1.0, "timbre": 1.0} | changes
+    values |= {"video": 1.0, "audio": 1.0, "video_align": 1.0, "audio_align": 1.0, "timbre": 1.0} | DEFAULTS | changes
     return [*(values[name] for name in page.form), None]
 
 
@@ -483,5 +484,5 @@ def test_a_failure_that_may_pass_can_be_tried_again(service: Service, page: Page
 
 def test_a_request_that_does_not_suit_todays_model_leaves_its_words(service: Service, page: Page) -> None:
     assert SPEC.max_seconds < 60
-    values = handlers._form_of(page, GenerationRequest("雨", seconds=60), SPEC, {"random_seed": True})
+    values = handlers._form_of(service, page, GenerationRequest("雨", seconds=60), {"random_seed": True})
     assert values == {page.scene.prompt: "雨"}

@@ -27,18 +27,21 @@ from nava_core.sampling import shifted
 from training import common
 from training.clips import Batch, CachedClips
 from training.muon import Muon
+from training.voices import VoiceBank
+from training.word_labels import WordHead
 
 logger = logging.getLogger(__name__)
 
 
 class NanoModel(nn.Module):
-    """The backbone and the text encoder that learns with it."""
+    """The backbone, the text encoder that learns with it, and the head that asks it for the words."""
 
     def __init__(self, config: dict[str, Any], vocabulary: int):
         super().__init__()
         self.transformer = NavaTransformer3DModel(**config["transformer"])
         text_config = UMT5Config(vocab_size=vocabulary, tie_word_embeddings=False, **config["text_encoder"])
         self.text_encoder = UMT5EncoderModel(text_config)
+        self.word_head = WordHead(self.transformer)
         self._initialise()
 
     def _initialise(self) -> None:
@@ -102,8 +105,10 @@ def draw_voices(
 
 def flow_loss(
     model: NanoModel, batch: Batch, config: dict[str, Any], rng: np.random.Generator
-) -> tuple[Tensor, Tensor]:
-    """Mean squared error of the predicted velocities (noise - data), for video (0 of sound alone) and audio."""
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean squared errors of the predicted velocities (noise - data), for video (0 of sound alone) and audio, and the
+    cross entropy of the words.
+    """
     size = len(batch.audio)
     sigma = torch.from_numpy(shifted(rng.random(size), config["time_shift"])).float()
     dropped = torch.from_numpy(rng.random(size) < config["text_dropout"])
@@ -134,7 +139,8 @@ def flow_loss(
     if video_velocity is not None:
         start = 1 if clean_first_frame else 0
         video_loss = F.mse_loss(output.sample.float()[:, :, start:], video_velocity[:, :, start:])
-    return video_loss, F.mse_loss(output.audio_sample.float(), audio_noise - batch.audio)
+    audio_loss = F.mse_loss(output.audio_sample.float(), audio_noise - batch.audio)
+    return video_loss, audio_loss, model.word_head.loss(batch.words)
 
 
 class Optimizers:
@@ -167,18 +173,25 @@ class Optimizers:
 
 
 def train(
-    config: dict[str, Any], latents: Path, model_folder: Path, out: Path, resume: bool, start: Path | None = None
+    config: dict[str, Any],
+    latents: Path,
+    model_folder: Path,
+    out: Path,
+    resume: bool,
+    start: Path | None = None,
+    bank: VoiceBank | None = None,
 ) -> None:
     """Train until the config's minutes are over; the averaged weights are saved beside the checkpoint.
 
     start: a folder with `transformer` and `text_encoder` to go on from with fresh optimisers, such as nava-nano itself.
+    bank: of the voices in the latents; without it nothing is asked about words.
     """
     ranks = common.Ranks()
     torch.set_num_threads(config["threads"])
     torch.set_flush_denormal(True)
     common.seed_everything(config["seed"])
     tokenizer = PreTrainedTokenizerFast.from_pretrained(model_folder / "tokenizer")
-    clips = CachedClips(latents, tokenizer, config["transformer"]["text_len"], config["kinds"])
+    clips = CachedClips(latents, tokenizer, config["transformer"]["text_len"], config["kinds"], bank)
     model = NanoModel(config, len(tokenizer)).train()
     if start is not None:
         model.load(start, tokenizer)
@@ -197,18 +210,19 @@ def train(
     losses, saved = [], clock.spent
     while (progress := ranks.progress(clock, step)) < 1:
         batch = clips.draw(rng, config["batch_size"], config["empty_prompt"])
-        video_loss, audio_loss = flow_loss(model, batch, config, rng)
-        (video_loss + config["audio_loss_weight"] * audio_loss).backward()
+        video_loss, audio_loss, word_loss = flow_loss(model, batch, config, rng)
+        total = video_loss + config["audio_loss_weight"] * audio_loss + config["word_loss_weight"] * word_loss
+        total.backward()
         ranks.average_gradients(list(model.parameters()))
         nn.utils.clip_grad_norm_(model.parameters(), config["gradient_clip"])
         optimizers.step(common.warmup_cosine(progress, config["warmup"]))
         average.update(model)
         step += 1
-        losses.append((video_loss.item(), audio_loss.item()))
+        losses.append((video_loss.item(), audio_loss.item(), word_loss.item()))
         if step % 50 == 0 and ranks.index == 0:
-            video, audio = np.mean(losses, axis=0)
-            log.write(step, video=round(float(video), 5), audio=round(float(audio), 5), spent=round(clock.spent, 1))
-            logger.info("step %d, %.0f s: video %.4f, audio %.4f", step, clock.spent, video, audio)
+            video, audio, words = (round(float(np.mean(kind)), 5) for kind in zip(*losses, strict=True))
+            log.write(step, video=video, audio=audio, words=words, spent=round(clock.spent, 1))
+            logger.info("step %d, %.0f s: video %.4f, audio %.4f, words %.3f", step, clock.spent, video, audio, words)
             losses = []
         if clock.spent - saved > 60 * config["save_minutes"]:
             saved = clock.spent
@@ -242,13 +256,15 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, help="instead of the config's")
     parser.add_argument("--batch_size", type=int, help="instead of the config's; sound alone takes three times as many")
     parser.add_argument("--weights", type=Path, help="a trained model's folder to go on from, with fresh optimisers")
+    parser.add_argument("--voices", type=Path, help="the latents' voices, to ask for the words (training.voices)")
     parser.add_argument("--resume", action="store_true")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     config = common.load_config(arguments.config)
     given = {"minutes": arguments.minutes, "batch_size": arguments.batch_size}
     config |= {name: value for name, value in given.items() if value is not None}
-    train(config, arguments.latents, arguments.model, arguments.out, arguments.resume, arguments.weights)
+    bank = VoiceBank.load(arguments.voices) if arguments.voices else None
+    train(config, arguments.latents, arguments.model, arguments.out, arguments.resume, arguments.weights, bank)
 
 
 if __name__ == "__main__":

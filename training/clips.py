@@ -15,6 +15,8 @@ from nava_core.conditioning.text import tokenise_prompt
 from training.cache_latents import read_shards
 from training.captions_people import shot_caption
 from training.shots import Shot, speakers
+from training.voices import VoiceBank
+from training.word_labels import word_labels
 
 
 @dataclass(frozen=True)
@@ -23,7 +25,7 @@ class Batch:
 
     video: None where the cache holds sound alone.
     speakers: (batch, most speakers, 192), in the order of the text's speech spans; speaker_positions: for each sample
-    the text rows that they take, none where the cache holds no voices.
+    the text rows that they take, none where the cache holds no voices. words: (batch, tokens), see `word_labels`.
     """
 
     video: Tensor | None
@@ -32,6 +34,7 @@ class Batch:
     mask: Tensor
     speakers: Tensor
     speaker_positions: list[tuple[int, ...]]
+    words: Tensor
 
 
 @dataclass
@@ -48,11 +51,19 @@ class CachedClips:
     """All cached clips in memory; captions are drawn anew each time a clip comes up.
 
     kinds: how often a clip of each kind of shot is drawn, relative to one another, however many the cache holds; kinds
-    that are not named are not drawn.
+    that are not named are not drawn. bank: of the voices that speak in them, where it is to be known when which word is
+    said.
     """
 
-    def __init__(self, folder: Path, tokenizer: PreTrainedTokenizerFast, max_tokens: int, kinds: dict[str, float]):
-        self.folder, self.tokenizer, self.max_tokens, self.kinds = folder, tokenizer, max_tokens, kinds
+    def __init__(
+        self,
+        folder: Path,
+        tokenizer: PreTrainedTokenizerFast,
+        max_tokens: int,
+        kinds: dict[str, float],
+        bank: VoiceBank | None = None,
+    ):
+        self.folder, self.tokenizer, self.max_tokens, self.kinds, self.bank = folder, tokenizer, max_tokens, kinds, bank
         self.groups: list[_Group] = []
         self.refresh()
 
@@ -71,6 +82,9 @@ class CachedClips:
             group.shots += [shots[number] for number in kept]
             for name, value in tensors.items():
                 group.tensors.setdefault(name, []).append(value[kept])
+            length = tensors["audio"].shape[1]
+            labels = [word_labels(shots[number], self.bank, length) for number in kept]
+            group.tensors.setdefault("words", []).append(torch.stack(labels))
         if not groups:
             raise ValueError(
                 f"{self.folder} holds no latents of {', '.join(self.kinds)}; run python -m training.cache_latents first"
@@ -87,7 +101,8 @@ class CachedClips:
         group = self.groups[rng.choice(len(shares), p=shares / shares.sum())]
         chosen = rng.choice(len(group.shots), batch_size, p=group.chances / group.chances.sum())
         index = torch.from_numpy(chosen)
-        tensors = {name: value[index].float() for name, value in group.joined.items()}
+        tensors = {name: value[index] for name, value in group.joined.items()}
+        tensors = {name: value.float() if value.is_floating_point() else value for name, value in tensors.items()}
         tokens = [
             tokenise_prompt(
                 self.tokenizer, "" if rng.random() < empty_prompt else shot_caption(group.shots[number], rng)
@@ -105,7 +120,7 @@ class CachedClips:
             tuple(row for row in entry.speaker_positions if row < length - 1) if has_voices else ()
             for entry, length, has_voices in zip(tokens, lengths, voiced, strict=True)
         ]
-        return Batch(tensors.get("video"), tensors["audio"], ids, mask, voices, rows)
+        return Batch(tensors.get("video"), tensors["audio"], ids, mask, voices, rows, tensors["words"])
 
 
 def _voices(stored: Tensor, shots: list[Shot]) -> tuple[Tensor, list[bool]]:

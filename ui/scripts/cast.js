@@ -11,19 +11,27 @@ element.addEventListener('click', (event) => {
     if (action === 'play') play(button);
     else if (action === 'recolour') act(button, {colour: Number(button.dataset.colour)});
     else if (action === 'trim') {
-        const [start, end] = edges(button.closest('.nava-trim')).map((range) => Number(range.value));
+        const ranges = edges(button.closest('.nava-trim'));
+        const [start, end] = ranges.map((range) => Number(range.value));
+        sent(...ranges);
         act(button, {start, end});
     } else act(button);
 });
 
 // Names are sent when they are finished: on Enter, or when the field is left.
 element.addEventListener('change', (event) => {
-    if (event.target.dataset.action === 'rename') act(event.target, {name: event.target.value});
+    if (event.target.dataset.action !== 'rename') return;
+    sent(event.target);
+    act(event.target, {name: event.target.value});
 });
 element.addEventListener('keydown', (event) => {
     if (event.target.dataset.action !== 'rename') return;
     if (event.key === 'Enter') event.target.blur();
-    if (event.key === 'Escape') { event.target.value = event.target.defaultValue; event.target.blur(); }
+    if (event.key === 'Escape') {
+        sent(event.target);
+        event.target.value = event.target.defaultValue;
+        event.target.blur();
+    }
 });
 
 // The edges of a cut do not pass one another; the waveform shows the part while they are dragged.

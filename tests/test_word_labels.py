@@ -1,0 +1,66 @@
+"""Which word is said at each audio token, and that the head that is asked for it teaches the layers before it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from nava_core.models.transformer_nava import NavaTransformer3DModel
+from training.lexicon import WORDS
+from training.shots import sample_shot
+from training.voices import Voice, VoiceBank
+from training.word_labels import CLASSES, PARTS, UNKNOWN, WordHead, word_labels
+
+SECOND = 16_000
+
+
+@pytest.fixture(scope="module")
+def bank() -> VoiceBank:
+    """One voice; each word is 0.4 s long."""
+    voice = Voice("one", "one", "f", 200.0, 1.0, "train")
+    return VoiceBank([voice], {"one": {word: np.full(int(0.4 * SECOND), 0.1, np.float32) for word in WORDS}})
+
+
+def test_labels_follow_the_words_in_time(bank: VoiceBank) -> None:
+    shot = sample_shot(np.random.default_rng(0), "talk")
+    person = replace(shot.people[0], voice="one", words=("moon", "yes"), start=0.6, speech_seed=3)
+    labels = word_labels(replace(shot, people=(person,)), bank, 50)
+    assert labels.shape == (50,) and labels.min() >= 0 and labels.max() < CLASSES
+    assert labels[:15].eq(0).all() and labels[40:].eq(0).all(), "silence before and after"
+    moon, yes = (1 + PARTS * WORDS.index(word) for word in ("moon", "yes"))
+    assert [int(label) for label in labels.unique_consecutive()] == [
+        0,
+        *range(moon, moon + 3),
+        0,
+        *range(yes, yes + 3),
+        0,
+    ]
+    assert int((labels >= 1).sum()) == pytest.approx(20, abs=2), "0.8 s at 25 tokens a second"
+
+
+def test_nothing_is_asked_where_nobody_speaks_or_no_voice_is_known(bank: VoiceBank) -> None:
+    silent = sample_shot(np.random.default_rng(0), "talk")
+    assert word_labels(silent, bank, 9).eq(UNKNOWN).all()
+    spoken = replace(silent, people=(replace(silent.people[0], voice="one", words=("go",)),))
+    assert word_labels(spoken, None, 9).eq(UNKNOWN).all() and not word_labels(spoken, bank, 9).eq(UNKNOWN).any()
+
+
+def test_the_head_teaches_the_layers_before_it_and_no_others() -> None:
+    torch.manual_seed(0)
+    model = NavaTransformer3DModel(
+        num_attention_heads=2, attention_head_dim=12, in_channels=4, out_channels=4, audio_in_channels=4,
+        audio_out_channels=4, text_dim=8, text_len=8, freq_dim=8, ffn_dim=16, num_layers=1, num_single_layers=3,
+        speaker_dim=None,
+    )  # fmt: skip
+    head = WordHead(model)
+    model(torch.randn(2, 4, 2, 4, 4), torch.randn(2, 10, 4), torch.tensor([500.0]), torch.randn(2, 8, 8))
+    labels = torch.randint(0, CLASSES, (2, 10))
+    labels[1] = UNKNOWN
+    head.loss(labels).backward()
+    taught = [any(value.grad is not None for value in block.parameters()) for block in model.transformer_blocks]
+    assert taught == [True, True, True, False]
+    model(torch.randn(2, 4, 2, 4, 4), torch.randn(2, 10, 4), torch.tensor([500.0]), torch.randn(2, 8, 8))
+    assert head.loss(torch.full((2, 10), UNKNOWN)) == 0
