@@ -27,7 +27,8 @@ for phase in few stage2; do
   "$python" -m training.cache_latents --config "training/configs/sound_$phase.yaml" --out "$runs/sound_$phase" \
       --model "$weights" --voices "$runs/voices/voices.npz" --workers "$workers"
   "$python" -m training.backbone --config training/configs/backbone_stage2.yaml --latents "$runs/sound_$phase" \
-      --model "$weights" --weights "$start" --out "$runs/backbone_$phase" --voices "$runs/voices/voices.npz" --batch_size 24 --minutes $minutes --resume
+      --model "$weights" --weights "$start" --voices "$runs/voices/voices.npz" --out "$runs/backbone_$phase" \
+      --batch_size 24 --minutes $minutes --resume
   start="$runs/backbone_$phase"
   cp -r "$weights/tokenizer" "$start/"   # its pieces are those of the text encoder beside it
 done

@@ -1,14 +1,14 @@
-"""The tables of the queue's database, and how an older database comes to have them."""
+"""The tables of the queue's database."""
 
 from __future__ import annotations
 
 import sqlite3
 from typing import get_args
 
+from nava_core.engine.database import Migrations, NewerDatabase, open_database
 from nava_core.engine.jobs import EngineError, JobState
 
-# Each entry takes a database from the version before it to its own; entries are never changed, only added.
-MIGRATIONS: tuple[tuple[str, ...], ...] = (
+MIGRATIONS: Migrations = (
     (
         f"""CREATE TABLE jobs (
             number INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -50,28 +50,9 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
 
 def connect(name: str) -> sqlite3.Connection:
     """The database in the file `name`, brought up to this version. Raises sqlite3.Error, EngineError."""
-    connection = sqlite3.connect(name, isolation_level=None, check_same_thread=False, timeout=5.0)
     try:
-        connection.row_factory = sqlite3.Row
-        connection.execute("PRAGMA journal_mode = WAL")
-        connection.execute("PRAGMA synchronous = FULL")  # a job that was accepted outlives a power cut
-        _migrate(connection)
-    except BaseException:
-        connection.close()
-        raise
+        connection = open_database(name, MIGRATIONS)
+    except NewerDatabase as error:
+        raise EngineError(f"the queue {error}") from error
+    connection.execute("PRAGMA synchronous = FULL")  # a job that was accepted outlives a power cut
     return connection
-
-
-def _migrate(connection: sqlite3.Connection) -> None:
-    version = connection.execute("PRAGMA user_version").fetchone()[0]
-    if version > len(MIGRATIONS):
-        raise EngineError(
-            f"the queue was written by a newer NAVA Studio (version {version} of the database, this one knows "
-            f"{len(MIGRATIONS)}); update NAVA Studio or choose another folder for the output"
-        )
-    for number, statements in enumerate(MIGRATIONS[version:], start=version + 1):
-        connection.execute("BEGIN IMMEDIATE")
-        for statement in statements:
-            connection.execute(statement)
-        connection.execute(f"PRAGMA user_version = {number}")
-        connection.execute("COMMIT")

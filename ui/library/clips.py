@@ -16,11 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from nava_core.engine.database import Migrations, NewerDatabase, open_database
+
 Kind = Literal["mp4", "wav"]
 Shown = Literal["all", "favourites", "deleted"]
 
-# Each entry takes a database from the version before it to its own; entries are never changed, only added.
-MIGRATIONS: tuple[tuple[str, ...], ...] = (
+MIGRATIONS: Migrations = (
     (
         """CREATE TABLE clips (
             id TEXT PRIMARY KEY,
@@ -138,7 +139,9 @@ class ClipIndex:
         self._lock = threading.RLock()
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            self._connection = _connect(path)
+            self._connection = open_database(path, MIGRATIONS)
+        except NewerDatabase as error:
+            raise ValueError(f"the gallery {path} {error}") from error
         except sqlite3.Error as error:
             raise ValueError(f"the gallery's database {path} cannot be opened ({error}); move it away") from error
         self._version = 0
@@ -287,29 +290,6 @@ class ClipIndex:
             variations=row["variations"],
             poster=self._posters / f"{row['id']}.jpg" if row["poster"] == 1 else None,
         )
-
-
-def _connect(path: Path) -> sqlite3.Connection:
-    connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=5.0)
-    try:
-        connection.row_factory = sqlite3.Row
-        connection.execute("PRAGMA journal_mode = WAL")
-        version = connection.execute("PRAGMA user_version").fetchone()[0]
-        if version > len(MIGRATIONS):
-            raise ValueError(
-                f"the gallery {path} was written by a newer NAVA Studio (version {version} of the database, this one "
-                f"knows {len(MIGRATIONS)}); update NAVA Studio or choose another folder for the output"
-            )
-        for number, statements in enumerate(MIGRATIONS[version:], start=version + 1):
-            connection.execute("BEGIN IMMEDIATE")
-            for statement in statements:
-                connection.execute(statement)
-            connection.execute(f"PRAGMA user_version = {number}")
-            connection.execute("COMMIT")
-    except BaseException:
-        connection.close()
-        raise
-    return connection
 
 
 def _where(owner: str, search: str, shown: Shown) -> tuple[str, Sequence[Any]]:
