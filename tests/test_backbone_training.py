@@ -75,7 +75,7 @@ def test_bfloat16_multiplies_and_float32_keeps(config: dict[str, Any], latents: 
     assert loss != expected
     assert loss == pytest.approx(expected, rel=0.02)
     without = [name for name, value in model.named_parameters() if value.grad is None]
-    assert not [name for name in without if not name.startswith("word_head")]  # without voices it is not asked
+    assert not [name for name in without if not name.startswith("sound_head")]  # without voices it is not asked
     assert {value.grad.dtype for value in model.parameters() if value.grad is not None} == {torch.float32}
 
 

@@ -27,21 +27,21 @@ from nava_core.sampling import shifted
 from training import common
 from training.clips import Batch, CachedClips
 from training.muon import Muon
+from training.sound_labels import SoundHead
 from training.voices import VoiceBank
-from training.word_labels import WordHead
 
 logger = logging.getLogger(__name__)
 
 
 class NanoModel(nn.Module):
-    """The backbone, the text encoder that learns with it, and the head that asks it for the words."""
+    """The backbone, the text encoder that learns with it, and the head that asks what sounds."""
 
     def __init__(self, config: dict[str, Any], vocabulary: int):
         super().__init__()
         self.transformer = NavaTransformer3DModel(**config["transformer"])
         text_config = UMT5Config(vocab_size=vocabulary, tie_word_embeddings=False, **config["text_encoder"])
         self.text_encoder = UMT5EncoderModel(text_config)
-        self.word_head = WordHead(self.transformer)
+        self.sound_head = SoundHead(self.transformer)
         self._initialise()
 
     def _initialise(self) -> None:
@@ -107,7 +107,7 @@ def flow_loss(
     model: NanoModel, batch: Batch, config: dict[str, Any], rng: np.random.Generator
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Mean squared errors of the predicted velocities (noise - data), for video (0 of sound alone) and audio, and the
-    cross entropy of the words.
+    cross entropy of what sounds.
     """
     size = len(batch.audio)
     sigma = torch.from_numpy(shifted(rng.random(size), config["time_shift"])).float()
@@ -140,7 +140,7 @@ def flow_loss(
         start = 1 if clean_first_frame else 0
         video_loss = F.mse_loss(output.sample.float()[:, :, start:], video_velocity[:, :, start:])
     audio_loss = F.mse_loss(output.audio_sample.float(), audio_noise - batch.audio)
-    return video_loss, audio_loss, model.word_head.loss(batch.words)
+    return video_loss, audio_loss, model.sound_head.loss(batch.labels)
 
 
 class Optimizers:
@@ -184,7 +184,7 @@ def train(
     """Train until the config's minutes are over; the averaged weights are saved beside the checkpoint.
 
     start: a folder with `transformer` and `text_encoder` to go on from with fresh optimisers, such as nava-nano itself.
-    bank: of the voices in the latents; without it nothing is asked about words.
+    bank: of the voices in the latents; without it nothing is asked about their words.
     """
     ranks = common.Ranks()
     torch.set_num_threads(config["threads"])
@@ -210,19 +210,19 @@ def train(
     losses, saved = [], clock.spent
     while (progress := ranks.progress(clock, step)) < 1:
         batch = clips.draw(rng, config["batch_size"], config["empty_prompt"])
-        video_loss, audio_loss, word_loss = flow_loss(model, batch, config, rng)
-        total = video_loss + config["audio_loss_weight"] * audio_loss + config["word_loss_weight"] * word_loss
+        video_loss, audio_loss, label_loss = flow_loss(model, batch, config, rng)
+        total = video_loss + config["audio_loss_weight"] * audio_loss + config["label_loss_weight"] * label_loss
         total.backward()
         ranks.average_gradients(list(model.parameters()))
         nn.utils.clip_grad_norm_(model.parameters(), config["gradient_clip"])
         optimizers.step(common.warmup_cosine(progress, config["warmup"]))
         average.update(model)
         step += 1
-        losses.append((video_loss.item(), audio_loss.item(), word_loss.item()))
+        losses.append((video_loss.item(), audio_loss.item(), label_loss.item()))
         if step % 50 == 0 and ranks.index == 0:
-            video, audio, words = (round(float(np.mean(kind)), 5) for kind in zip(*losses, strict=True))
-            log.write(step, video=video, audio=audio, words=words, spent=round(clock.spent, 1))
-            logger.info("step %d, %.0f s: video %.4f, audio %.4f, words %.3f", step, clock.spent, video, audio, words)
+            video, audio, labels = (round(float(np.mean(kind)), 5) for kind in zip(*losses, strict=True))
+            log.write(step, video=video, audio=audio, labels=labels, spent=round(clock.spent, 1))
+            logger.info("step %d, %.0f s: video %.4f, audio %.4f, labels %.3f", step, clock.spent, video, audio, labels)
             losses = []
         if clock.spent - saved > 60 * config["save_minutes"]:
             saved = clock.spent

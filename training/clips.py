@@ -15,8 +15,8 @@ from nava_core.conditioning.text import tokenise_prompt
 from training.cache_latents import read_shards
 from training.captions_people import shot_caption
 from training.shots import Shot, speakers
+from training.sound_labels import sound_labels
 from training.voices import VoiceBank
-from training.word_labels import word_labels
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Batch:
 
     video: None where the cache holds sound alone.
     speakers: (batch, most speakers, 192), in the order of the text's speech spans; speaker_positions: for each sample
-    the text rows that they take, none where the cache holds no voices. words: (batch, tokens), see `word_labels`.
+    the text rows that they take, none where the cache holds no voices. labels: (batch, tokens), see `sound_labels`.
     """
 
     video: Tensor | None
@@ -34,7 +34,7 @@ class Batch:
     mask: Tensor
     speakers: Tensor
     speaker_positions: list[tuple[int, ...]]
-    words: Tensor
+    labels: Tensor
 
 
 @dataclass
@@ -83,8 +83,8 @@ class CachedClips:
             for name, value in tensors.items():
                 group.tensors.setdefault(name, []).append(value[kept])
             length = tensors["audio"].shape[1]
-            labels = [word_labels(shots[number], self.bank, length) for number in kept]
-            group.tensors.setdefault("words", []).append(torch.stack(labels))
+            labels = [sound_labels(shots[number], self.bank, length) for number in kept]
+            group.tensors.setdefault("labels", []).append(torch.stack(labels))
         if not groups:
             raise ValueError(
                 f"{self.folder} holds no latents of {', '.join(self.kinds)}; run python -m training.cache_latents first"
@@ -120,7 +120,7 @@ class CachedClips:
             tuple(row for row in entry.speaker_positions if row < length - 1) if has_voices else ()
             for entry, length, has_voices in zip(tokens, lengths, voiced, strict=True)
         ]
-        return Batch(tensors.get("video"), tensors["audio"], ids, mask, voices, rows, tensors["words"])
+        return Batch(tensors.get("video"), tensors["audio"], ids, mask, voices, rows, tensors["labels"])
 
 
 def _voices(stored: Tensor, shots: list[Shot]) -> tuple[Tensor, list[bool]]:

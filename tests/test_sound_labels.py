@@ -1,4 +1,4 @@
-"""Which word is said at each audio token, and that the head that is asked for it teaches the layers before it."""
+"""What sounds at each audio token, and that the head that is asked for it teaches the layers before it."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ import torch
 from nava_core.models.transformer_nava import NavaTransformer3DModel
 from training.lexicon import WORDS
 from training.shots import sample_shot
+from training.sound_labels import CLASSES, IMPACTS, PARTS, UNKNOWN, SoundHead, sound_labels
 from training.voices import Voice, VoiceBank
-from training.word_labels import CLASSES, PARTS, UNKNOWN, WordHead, word_labels
+from training.world import contacts
+from training.world_sound import MATERIALS
 
 SECOND = 16_000
 
@@ -27,7 +29,7 @@ def bank() -> VoiceBank:
 def test_labels_follow_the_words_in_time(bank: VoiceBank) -> None:
     shot = sample_shot(np.random.default_rng(0), "talk")
     person = replace(shot.people[0], voice="one", words=("moon", "yes"), start=0.6, speech_seed=3)
-    labels = word_labels(replace(shot, people=(person,)), bank, 50)
+    labels = sound_labels(replace(shot, people=(person,)), bank, 50)
     assert labels.shape == (50,) and labels.min() >= 0 and labels.max() < CLASSES
     assert labels[:15].eq(0).all() and labels[40:].eq(0).all(), "silence before and after"
     moon, yes = (1 + PARTS * WORDS.index(word) for word in ("moon", "yes"))
@@ -41,11 +43,23 @@ def test_labels_follow_the_words_in_time(bank: VoiceBank) -> None:
     assert int((labels >= 1).sum()) == pytest.approx(20, abs=2), "0.8 s at 25 tokens a second"
 
 
-def test_nothing_is_asked_where_nobody_speaks_or_no_voice_is_known(bank: VoiceBank) -> None:
+def test_impacts_are_labelled_by_what_is_struck(bank: VoiceBank) -> None:
+    for kind in ("fall", "roll"):
+        shot = sample_shot(np.random.default_rng(1), kind)
+        body = shot.scene or shot.roll
+        assert body is not None
+        labels = sound_labels(shot, None, 50)
+        struck = IMPACTS + list(MATERIALS).index(body.shape)
+        assert set(labels.tolist()) == {0, struck}
+        first = contacts(shot.scene)[0].time if shot.scene else shot.roll.contact if shot.roll else 0.0
+        assert int(labels.ne(0).nonzero()[0]) == pytest.approx(25 * first, abs=1)
+
+
+def test_nothing_is_asked_of_voices_that_are_not_known(bank: VoiceBank) -> None:
     silent = sample_shot(np.random.default_rng(0), "talk")
-    assert word_labels(silent, bank, 9).eq(UNKNOWN).all()
+    assert sound_labels(silent, None, 9).eq(0).all()
     spoken = replace(silent, people=(replace(silent.people[0], voice="one", words=("go",)),))
-    assert word_labels(spoken, None, 9).eq(UNKNOWN).all() and not word_labels(spoken, bank, 9).eq(UNKNOWN).any()
+    assert sound_labels(spoken, None, 9).eq(UNKNOWN).all() and not sound_labels(spoken, bank, 9).eq(UNKNOWN).any()
 
 
 def test_the_head_teaches_the_layers_before_it_and_no_others() -> None:
@@ -55,7 +69,7 @@ def test_the_head_teaches_the_layers_before_it_and_no_others() -> None:
         audio_out_channels=4, text_dim=8, text_len=8, freq_dim=8, ffn_dim=16, num_layers=1, num_single_layers=3,
         speaker_dim=None,
     )  # fmt: skip
-    head = WordHead(model)
+    head = SoundHead(model)
     model(torch.randn(2, 4, 2, 4, 4), torch.randn(2, 10, 4), torch.tensor([500.0]), torch.randn(2, 8, 8))
     labels = torch.randint(0, CLASSES, (2, 10))
     labels[1] = UNKNOWN

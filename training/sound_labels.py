@@ -1,9 +1,10 @@
-"""Which word is being said at each audio token: what the backbone's own middle is asked while it learns to speak.
+"""What sounds at each audio token: what the backbone's own middle is asked while it learns to speak and to strike.
 
 The flow loss hardly depends on the words: said wrongly, they cost a percent or two of it beside when, how loudly and by
 whom they are said, and a model learns them last. A linear head that must name the word from a middle layer, also where
-the sound is all noise, can do so only by finding the word's place in the text. It is dropped after training. (Guided
-attention in speech synthesis and representation alignment in image models serve the same purpose.)
+the sound is all noise, can do so only by finding the word's place in the text, and an impact's only by finding it in
+the picture. It is dropped after training. (Guided attention in speech synthesis and representation alignment in image
+models serve the same purpose.)
 """
 
 from __future__ import annotations
@@ -17,22 +18,30 @@ from training.lexicon import WORDS
 from training.shots import Shot
 from training.speaking import utterance
 from training.voices import VoiceBank
+from training.world import contacts
+from training.world_sound import MATERIALS
 
-# Of each word its beginning, middle and end; class 0 is silence.
+# Class 0 is silence; then the beginning, middle and end of each word, then an impact on each material.
 PARTS = 3
-CLASSES = 1 + PARTS * len(WORDS)
+IMPACTS = 1 + PARTS * len(WORDS)
+CLASSES = IMPACTS + len(MATERIALS)
 TOKENS_PER_SECOND = 25
+IMPACT_SECONDS = 0.1
 UNKNOWN = -100
 
 
-def word_labels(shot: Shot, bank: VoiceBank | None, tokens: int) -> Tensor:
-    """The class of each audio token, (tokens,); UNKNOWN throughout where nobody speaks or there is no bank."""
+def sound_labels(shot: Shot, bank: VoiceBank | None, tokens: int) -> Tensor:
+    """The class of each audio token, (tokens,); UNKNOWN where a voice is heard and there is no bank."""
     people = [person for person in shot.people if person.words]
-    if bank is None or not people:
+    if people and bank is None:
         return torch.full((tokens,), UNKNOWN)
     labels = torch.zeros(tokens, dtype=torch.long)
     moments = (torch.arange(tokens) + 0.5) / TOKENS_PER_SECOND
+    for shape, time in _impacts(shot):
+        struck = (moments >= time) & (moments < time + IMPACT_SECONDS)
+        labels[struck] = IMPACTS + list(MATERIALS).index(shape)
     for person in people:
+        assert bank is not None
         for word, start, end in utterance(person, bank).words:
             share = (moments - person.start - start) / (end - start)
             inside = (share >= 0) & (share < 1)
@@ -40,8 +49,14 @@ def word_labels(shot: Shot, bank: VoiceBank | None, tokens: int) -> Tensor:
     return labels
 
 
-class WordHead(nn.Module):
-    """Names the word of each audio token from what a layer halfway through `transformer` has made of it."""
+def _impacts(shot: Shot) -> list[tuple[str, float]]:
+    """The shape that sounds and when, in seconds."""
+    impacts = [(shot.scene.shape, contact.time) for contact in contacts(shot.scene)] if shot.scene else []
+    return [*impacts, (shot.roll.shape, shot.roll.contact)] if shot.roll else impacts
+
+
+class SoundHead(nn.Module):
+    """Names what sounds at each audio token from what a layer halfway through `transformer` has made of it."""
 
     def __init__(self, transformer: NavaTransformer3DModel) -> None:
         super().__init__()
