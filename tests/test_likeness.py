@@ -1,19 +1,24 @@
-"""Whose voice a clip speaks in, on the world's own clips and a comb for an encoder."""
+"""Whose voice a clip speaks in, and the curves of guidance, on the world's own clips and a comb for an encoder."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from test_people_evaluation import PerfectPipeline
 
-from nava_core import ReDimNetSpeakerEncoder
-from training import evaluate_people, likeness, shots, speaking, timbre
+from nava_core import Guidance, ReDimNetSpeakerEncoder
+from nava_core.pipeline import NavaPipelineOutput
+from training import evaluate, evaluate_people, guidance_curves, likeness, shots, speaking, timbre, world
 from training.lexicon import WORDS
+from training.sheet import line_chart
 from training.voices import Voice, VoiceBank
 
 RATE = 16_000
@@ -149,3 +154,85 @@ def test_the_report_tells_voices(
     assert len(spans) == 2 and all(span["own"] > span["partner"] for span in spans)
     table = capsys.readouterr().out
     assert "nan" not in table and "binding comb" in table
+
+
+class GuidedPipeline:
+    """Sound comes the nearer to its picture the higher video_align is, and the right voice speaks from timbre 2 on."""
+
+    spec = SimpleNamespace(
+        name="guided", fps=24, width=96, height=96, guidance=Guidance(video_align=4.0), accepts_speakers=True
+    )
+    speaker_encoder = tiny_encoder()
+
+    def __init__(self, bank: VoiceBank, falling: list[evaluate.Case], talking: list[evaluate_people.Case]) -> None:
+        self.bank = bank
+        self.scenes = {case.prompt: case.scene for case in falling}
+        self.shots = {case.prompt: case.shot for case in talking}
+        self.calls: list[dict[str, Any]] = []
+
+    def set_progress_bar_config(self, disable: bool) -> None:
+        assert disable
+
+    def __call__(self, **options: Any) -> NavaPipelineOutput:
+        self.calls.append(options)
+        guidance = options["guidance"]
+        if options["prompt"] in self.scenes:
+            scene = self.scenes[options["prompt"]]
+            frames = world.render_frames(scene, 96, 96).astype(np.float32) / 255
+            sound = np.roll(world.render_sound(scene), round(0.05 * (4 - min(guidance.video_align, 4)) * 48_000), 1)
+        else:
+            shot = self.shots[options["prompt"]]
+            voice = self.bank.voice(shot.people[0].voice)
+            other = timbre.rivals(self.bank, voice)["any"][0]
+            sound = speaking.render_sound(shot if guidance.timbre >= 2 else with_voices(shot, other.name), self.bank)
+            frames = np.zeros((2, 8, 8, 3), np.float32)
+        return NavaPipelineOutput(frames=frames, audio=sound, sampling_rate=48_000, seed=0)
+
+
+@pytest.fixture
+def guided(bank: VoiceBank, monkeypatch: pytest.MonkeyPatch) -> GuidedPipeline:
+    made = GuidedPipeline(bank, evaluate.make_cases(2, "held_out", moment=False), cases_of(bank, "talk_voices", 2))
+    monkeypatch.setattr(guidance_curves, "load_pipeline", lambda source: made)
+    monkeypatch.setattr(timbre, "INDEPENDENT", {"comb": lambda: comb})
+    return made
+
+
+def test_curves_show_what_each_axis_does(
+    bank: VoiceBank, guided: GuidedPipeline, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bank.save(tmp_path / "voices.npz")
+    report, plot = tmp_path / "report.json", tmp_path / "curves.png"
+    files = ["--voices", str(tmp_path / "voices.npz"), "--out", str(report), "--plot", str(plot)]
+    guidance_curves.main([*files, "--clips", "2", "--timbre"])
+    curves = json.loads(report.read_text(encoding="utf-8"), parse_constant=pytest.fail)["curves"]
+    video = [point["sync share"] for point in curves["video_align"].values()]
+    assert video[0] < 0.5 and video[-2:] == [1, 1] and video == sorted(video)
+    assert {point["sync share"] for point in curves["audio_align"].values()} == {1}
+    voices = [point["likeness comb"] for point in curves["timbre"].values()]
+    assert voices[0] == voices[1] < voices[2] - 0.2 and voices[2] == voices[4]
+    assert all(np.isfinite(point["likeness ours"]) for point in curves["timbre"].values())
+    assert {name: list(curve) for name, curve in curves.items()} == {
+        name: [str(scale) for scale in scales] for name, scales in guidance_curves.AXES.items()
+    }
+    seeds = [call["seed"] for call in guided.calls]
+    assert len(seeds) == (5 + 4 + 5) * 2, "the default point, which two axes share, is made once"
+    assert len(set(seeds)) == 4 and all(call["guidance"].align for call in guided.calls)
+    table = capsys.readouterr().out
+    assert "video_align 6" in table and "likeness comb" in table and "nan" not in table
+    assert Image.open(plot).height > 3 * 200
+
+
+def test_a_model_without_voices_has_no_curve_of_timbre(
+    guided: GuidedPipeline, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(guided, "spec", SimpleNamespace(**{**vars(guided.spec), "accepts_speakers": False}))
+    with pytest.raises(SystemExit):
+        guidance_curves.main(["--clips", "1"])
+    assert "--axes video_align audio_align" in capsys.readouterr().err
+
+
+def test_a_chart_leaves_out_what_is_missing() -> None:
+    nan = float("nan")
+    gaps = line_chart("title", [0, 1, 2, 5], {"one": [nan, 0.5, -0.5, 1.0], "two": [nan] * 4})
+    whole = line_chart("title", [1, 2, 5], {"one": [0.5, -0.5, 1.0]})
+    assert gaps.size == whole.size and len(gaps.getcolors()) > 3
