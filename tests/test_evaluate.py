@@ -74,3 +74,19 @@ def test_shuffled_needs_the_clips_it_shuffles(pipeline: PerfectPipeline) -> None
         evaluate.main(["--rows", "shuffled"])
     with pytest.raises(ValueError, match="at least one"):
         scores.score([])
+
+
+def test_a_missing_number_is_a_dash_and_null(tmp_path: Path) -> None:
+    rows = {"one": {"a": float("nan"), "b": 0.5}, "two": {"a": 1.0}}
+    table = evaluate.format_table(rows, {"one": "first", "two": "second"}, ("a", "b"), ("b",))
+    assert [line.split() for line in table.splitlines()] == [
+        ["a", "b"],
+        ["first", "-", "0.50"],
+        ["second", "100%", "-"],
+    ]
+    evaluate.write_report(tmp_path / "report.json", {"rows": rows, "list": [(1, float("nan"))]})
+    text = (tmp_path / "report.json").read_text(encoding="utf-8")
+    assert json.loads(text, parse_constant=pytest.fail) == {
+        "rows": {"one": {"a": None, "b": 0.5}, "two": {"a": 1.0}},
+        "list": [[1, None]],
+    }

@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -203,12 +204,32 @@ def sheet_label(case: Case, outcome: Outcome) -> str:
 def format_table(
     rows: dict[str, dict[str, float]], titles: dict[str, str], columns: Sequence[str], plain: Sequence[str]
 ) -> str:
-    """Rows of numbers under short headings; shares in percent, `plain` columns as they are."""
-    lines = [" " * 22 + "".join(f"{column:>14}" for column in columns)]
+    """Rows of numbers under short headings; shares in percent, `plain` columns as they are, "-" what is missing."""
+    widths = {column: max(14, len(column) + 2) for column in columns}
+    lines = [" " * 22 + "".join(f"{column:>{width}}" for column, width in widths.items())]
     for name, values in rows.items():
-        cells = (f"{values[c]:14.2f}" if c in plain else f"{100 * values[c]:13.0f}%" for c in columns)
+        cells = (f"{_cell(values.get(column, float('nan')), column in plain):>{widths[column]}}" for column in columns)
         lines.append(f"{titles[name]:<22}" + "".join(cells))
     return "\n".join(lines)
+
+
+def _cell(value: float, plain: bool) -> str:
+    if math.isnan(value):
+        return "-"
+    return f"{value:.2f}" if plain else f"{100 * value:.0f}%"
+
+
+def write_report(path: Path, report: dict[str, Any]) -> None:
+    """`report` as JSON, in which null stands for a number that is missing (NaN)."""
+    path.write_text(json.dumps(_finite(report), ensure_ascii=False, indent=1, allow_nan=False), encoding="utf-8")
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 @dataclass
@@ -220,8 +241,7 @@ class Evaluation:
     pictures: list[Image.Image] = field(default_factory=list)
 
     def save(self, path: Path, **more: Any) -> None:
-        report = {**more, "rows": self.rows, "details": self.details}
-        path.write_text(json.dumps(report, ensure_ascii=False, indent=1), encoding="utf-8")
+        write_report(path, {**more, "rows": self.rows, "details": self.details})
 
 
 def evaluate(pipeline: NavaPipeline, names: list[str], clips: int, seed: int = SEED) -> Iterator[Evaluation]:

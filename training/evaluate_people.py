@@ -6,15 +6,18 @@ The rows: one person who speaks (looks held out of the training, a voice referen
 the same with looks of the training, the same without a reference, a first frame given, two people, and cameras with
 ambiences. The floors: alignment guidance off, all guidance off, sounds shuffled between clips, untrained weights; and
 above them the ceiling, the world's own clips through the autoencoders. Falling shapes are `training.evaluate`'s.
+
+With --timbre, encoders trained elsewhere say whether each speaker's span is nearer to its own reference than to another
+voice's ("voice"), to one's of the same sex and like pitch ("like"), and of two people, whether each has the right voice
+("binding"). The chance of the first two is a half and that of the last about a quarter.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -25,11 +28,13 @@ from PIL import Image
 from nava_core import NavaPipeline, load_pipeline
 from training import shots, speaking
 from training.captions_people import shot_caption
-from training.evaluate import GUIDANCE_OFF, Clip, as_clip, format_table, through_autoencoders, untrained
+from training.evaluate import GUIDANCE_OFF, Clip, as_clip, format_table, through_autoencoders, untrained, write_report
+from training.likeness import clip_likeness, likeness_columns
 from training.recognise import WordRecogniser
 from training.scores_people import Outcome, measure_people_clip, score, shuffled
 from training.sheet import clip_row, stack_rows
 from training.shots import Shot, speakers
+from training.timbre import Encoder, independent_encoders
 from training.voices import VoiceBank
 
 logger = logging.getLogger(__name__)
@@ -130,9 +135,18 @@ FLOORS = {
     "untrained": Row("untrained weights", "talk", "held_out", "train", generate),
     "ceiling": Row("autoencoders alone", "talk", "held_out", "train", reconstruct),
     "ceiling_pair": Row("the same, two people", "pair", "held_out", "train", reconstruct),
+    "ceiling_voices": Row("the same, new voices", "talk", "held_out", "held_out", reconstruct),
     "ceiling_tour": Row("the same, cameras", "tour", "held_out", "train", reconstruct),
 }
 SHUFFLED = "sounds shuffled"
+
+
+@dataclass(frozen=True)
+class Listeners:
+    """What hears the words and the voices of clips, where it is asked for."""
+
+    recogniser: WordRecogniser | None = None
+    encoders: Mapping[str, Encoder] = field(default_factory=dict)
 
 
 @dataclass
@@ -146,7 +160,7 @@ class Evaluation:
 
 def run_row(
     result: Evaluation, name: str, row: Row, pipeline: NavaPipeline, bank: VoiceBank, cases: list[Case],
-    recogniser: WordRecogniser | None,
+    listeners: Listeners,
 ) -> tuple[list[Outcome], list[np.ndarray], int]:  # fmt: skip
     """Make and measure a row's clips; returns the outcomes, the sounds and their rate."""
     outcomes, sounds, rate = [], [], 0
@@ -155,9 +169,10 @@ def run_row(
         clip = row.make(pipeline, bank, case)
         seconds = time.perf_counter() - started
         rate = clip.rate
-        heard = recogniser(clip.audio, clip.rate) if recogniser else None
+        heard = listeners.recogniser(clip.audio, clip.rate) if listeners.recogniser else None
+        voices = clip_likeness(case.shot, bank, clip.audio, clip.rate, listeners.encoders)
         measured = measure_people_clip(clip.frames, clip.audio, pipeline.spec.fps, clip.rate)
-        outcome = Outcome(case.shot, measured, seconds, heard)
+        outcome = Outcome(case.shot, measured, seconds, heard, voices)
         outcomes.append(outcome)
         sounds.append(clip.audio)
         result.details.setdefault(name, []).append(describe(case, outcome))
@@ -178,7 +193,7 @@ def describe(case: Case, outcome: Outcome) -> dict[str, Any]:
     ]
     return {"prompt": case.prompt, "seed": case.seed, "asked": asdict(case.shot), "seen": seen,
             "camera": outcome.clip.camera, "speech": asdict(speech), "heard": outcome.heard,
-            "seconds": outcome.seconds}  # fmt: skip
+            "voices": outcome.voices, "seconds": outcome.seconds}  # fmt: skip
 
 
 def label(outcome: Outcome) -> str:
@@ -197,7 +212,7 @@ def label(outcome: Outcome) -> str:
 
 
 def evaluate(
-    pipeline: NavaPipeline, bank: VoiceBank, names: list[str], clips: int, recogniser: WordRecogniser | None = None,
+    pipeline: NavaPipeline, bank: VoiceBank, names: list[str], clips: int, listeners: Listeners,
     seed: int = SEED, save: Callable[[Evaluation], None] = lambda result: None,
 ) -> Evaluation:  # fmt: skip
     """Run the rows `names` with `clips` clips each; `save` is called after each row."""
@@ -207,7 +222,7 @@ def evaluate(
         size = None if row.kind == "tour" and len(pipeline.spec.sizes) > 1 else "square"
         used = untrained(pipeline) if name == "untrained" else pipeline
         cases = make_cases(bank, clips, row, size, seed)
-        outcomes, sounds, rate = run_row(result, name, row, used, bank, cases, recogniser)
+        outcomes, sounds, rate = run_row(result, name, row, used, bank, cases, listeners)
         if name == "talk" and len(outcomes) > 1:
             result.rows["shuffled"] = score(shuffled(outcomes, sounds, pipeline.spec.fps, rate))
         save(result)
@@ -222,6 +237,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--rows", nargs="+", choices=[*ROWS, *FLOORS], default=["talk", "talk_train", "image", "pair"])
     parser.add_argument("--floors", action="store_true", help="add the floors and the ceilings of talk and pair")
     parser.add_argument("--recogniser", default=None, help="tiny.en, base or a folder: measure the word error rate too")
+    parser.add_argument("--timbre", action="store_true", help="judge the voices by encoders trained elsewhere")
     parser.add_argument("--out", type=Path, default=None, help="JSON report, written anew after each row")
     parser.add_argument("--sheet", type=Path, default=None, help="folder for a PNG of each row's clips")
     parser.add_argument("--seed", type=int, default=SEED)
@@ -232,20 +248,23 @@ def main(arguments: list[str] | None = None) -> None:
     pipeline = load_pipeline(chosen.source)
     pipeline.set_progress_bar_config(disable=True)
     recogniser = WordRecogniser(chosen.recogniser) if chosen.recogniser else None
+    listeners = Listeners(recogniser, independent_encoders() if chosen.timbre else {})
 
     def save(result: Evaluation) -> None:
         if chosen.out:
             report = {"model": pipeline.spec.name, "clips": chosen.clips, "seed": chosen.seed,
                       "rows": result.rows, "details": result.details}  # fmt: skip
-            chosen.out.write_text(json.dumps(report, ensure_ascii=False, indent=1), encoding="utf-8")
+            write_report(chosen.out, report)
         if chosen.sheet:
             chosen.sheet.mkdir(parents=True, exist_ok=True)
             for name, pictures in result.pictures.items():
                 stack_rows(pictures).save(chosen.sheet / f"{name}.png")
 
-    result = evaluate(pipeline, VoiceBank.load(chosen.voices), names, chosen.clips, recogniser, chosen.seed, save)
+    result = evaluate(pipeline, VoiceBank.load(chosen.voices), names, chosen.clips, listeners, chosen.seed, save)
     titles = {name: row.title for name, row in (ROWS | FLOORS).items()} | {"shuffled": SHUFFLED}
     print(format_table(result.rows, titles, COLUMNS, PLAIN_COLUMNS))
+    if chosen.timbre:
+        print(format_table(result.rows, titles, likeness_columns(list(listeners.encoders)), ()))
 
 
 if __name__ == "__main__":

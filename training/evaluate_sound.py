@@ -30,7 +30,7 @@ from training.cache_latents import SOUND_RATE, sound_tokens
 from training.evaluate_people import Case, Row, generate_from_image, make_cases
 from training.recognise import WordRecogniser, word_error_rate
 from training.shots import speakers
-from training.timbre import nearer_own
+from training.timbre import OurEncoder, nearer_own, rivals
 from training.voices import VoiceBank
 
 logger = logging.getLogger(__name__)
@@ -73,16 +73,11 @@ def heard_as_own(pipeline: NavaPipeline, bank: VoiceBank, case: Case, sound: np.
     """Whether `sound` at 16 kHz is nearer to a reference of its voice than to one of another base's."""
     person = case.shot.people[speakers(case.shot)[0]]
     voice = bank.voice(person.voice)
-    others = [other for other in bank.voices(voice.split) if other.base != voice.base]
+    others = rivals(bank, voice)["any"]
     rng = np.random.default_rng(case.seed)
     other = bank.reference(others[rng.integers(len(others))], rng, avoid=person.words)
-
-    def encode(audio: np.ndarray, _rate: int) -> np.ndarray:
-        with torch.no_grad():
-            row = pipeline.speaker_encoder(torch.from_numpy(audio)[None].to(pipeline.speaker_encoder.dtype))[0]
-        return (row / row.norm()).float().numpy()
-
-    return nearer_own(encode, sound, speaking.reference(person, bank), other, SAMPLING_RATE)
+    encoder = OurEncoder(pipeline.speaker_encoder)
+    return nearer_own(encoder, sound, speaking.reference(person, bank), other, SAMPLING_RATE)
 
 
 def picture(mel: torch.Tensor) -> np.ndarray:

@@ -29,7 +29,15 @@ from training.measure_sound import measure_sound
 from training.recognise import WordRecogniser, word_error_rate
 from training.sounds import CLIP_SAMPLES, OUTPUT_RATE, random_utterance
 from training.speech_scores import mouth_correlation, speech_balance
-from training.timbre import INDEPENDENT, Encoder, alike, equal_error_rate, labelled_pairs, long_enough, nearer_own
+from training.timbre import (
+    Encoder,
+    OurEncoder,
+    equal_error_rate,
+    independent_encoders,
+    labelled_pairs,
+    nearer_own,
+    rivals,
+)
 from training.voices import Utterance, Voice, VoiceBank, mix, place
 from training.world import contacts, render_sound, sample_scene
 
@@ -111,12 +119,10 @@ def measure_likeness(
     for number, (case, sound) in enumerate(zip(cases, sounds, strict=True)):
         rng = np.random.default_rng([SEED, 1, number])
         said = [word for word, _, _ in case.utterance.words]
-        others = [voice for voice in bank.voices(case.voice.split) if voice.base != case.voice.base]
-        pools = {"any": others, "like": [voice for voice in others if alike(voice, case.voice)]}
         own = bank.reference(case.voice, rng, avoid=said)
         first = round(case.start * OUTPUT_RATE)
         spoken = sound[:, first : first + round(case.utterance.seconds * OUTPUT_RATE)]
-        for kind, pool in pools.items():
+        for kind, pool in rivals(bank, case.voice).items():
             if not pool:
                 continue
             other = bank.reference(pool[rng.integers(len(pool))], rng, avoid=said)
@@ -140,18 +146,6 @@ def measure_pairs(bank: VoiceBank, split: str, count: int, encoders: dict[str, E
     return result
 
 
-class OurEncoder:
-    """A folder's ReDimNet as an encoder of norm 1."""
-
-    def __init__(self, folder: str | Path) -> None:
-        self.model = ReDimNetSpeakerEncoder.from_pretrained(folder, torch_dtype=torch.float32).eval()
-
-    @torch.no_grad()
-    def __call__(self, audio: np.ndarray, rate: int) -> np.ndarray:
-        row = self.model(torch.from_numpy(long_enough(audio, rate))[None])[0].numpy()
-        return row / np.linalg.norm(row)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description="Measure speech through the codec, and voices by their embeddings.")
     parser.add_argument("--voices", type=Path, default=Path("runs/voices/voices.npz"))
@@ -166,9 +160,10 @@ def main() -> None:
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     bank = VoiceBank.load(arguments.voices)
-    encoders: dict[str, Encoder] = {name: make() for name, make in INDEPENDENT.items()} if arguments.timbre else {}
+    encoders: dict[str, Encoder] = independent_encoders() if arguments.timbre else {}
     if arguments.speaker_encoder:
-        encoders["ours"] = OurEncoder(arguments.speaker_encoder)
+        model = ReDimNetSpeakerEncoder.from_pretrained(arguments.speaker_encoder, torch_dtype=torch.float32)
+        encoders["ours"] = OurEncoder(model.eval())
     codec = Codec(arguments.audio_vae, arguments.vocoder) if arguments.audio_vae and arguments.vocoder else None
     recogniser = WordRecogniser(arguments.recogniser) if arguments.recogniser != "none" else None
     report: dict[str, Any] = {"impacts": measure_impacts(codec, arguments.clips)}

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from training.likeness import Likeness, likeness_shares
 from training.measure_camera import measure_camera
 from training.measure_lips import SpeechMeasure, measure_lips
 from training.measure_people import PersonMeasure, measure_people
@@ -38,13 +39,14 @@ class PeopleMeasure:
 class Outcome:
     """A shot that was asked for, what the clip made of it measures, the words heard, seconds it took to make.
 
-    heard: None where no recogniser listened.
+    heard: None where no recogniser listened. voices: what each encoder that listened says of each speaker.
     """
 
     shot: Shot
     clip: PeopleMeasure
     seconds: float
     heard: tuple[str, ...] | None = None
+    voices: Mapping[str, Sequence[Likeness]] = field(default_factory=dict)
 
 
 def measure_people_clip(frames: np.ndarray, audio: np.ndarray, fps: float, rate: int) -> PeopleMeasure:
@@ -138,8 +140,11 @@ SHARES: dict[str, Callable[[Outcome], bool | float]] = {
 
 
 def score(outcomes: Sequence[Outcome]) -> dict[str, float]:
-    """Shares (0 to 1) of SHARES, the mean mouth correlation, the median error of the start, WER, seconds a clip."""
-    result = shares(outcomes, SHARES)
+    """Shares (0 to 1) of SHARES, the mean mouth correlation, the median error of the start, WER, seconds a clip.
+
+    With the shares of voices that were recognised by each encoder that listened. NaN is what was not measured.
+    """
+    result = shares(outcomes, SHARES) | likeness_shares([outcome.voices for outcome in outcomes if outcome.voices])
     result["mouth"] = float(np.mean([_correlation(outcome) for outcome in outcomes]))
     errors = [
         abs(outcome.clip.speech.start - outcome.shot.people[speakers(outcome.shot)[0]].start)
@@ -167,5 +172,5 @@ def shuffled(outcomes: Sequence[Outcome], sounds: Sequence[np.ndarray], fps: flo
             other = (number + shift) % len(outcomes)
             speech = measure_lips(outcome.clip.people, sounds[other], fps, rate)
             clip = replace(outcome.clip, speech=speech)
-            mixed.append(replace(outcome, clip=clip, heard=outcomes[other].heard))
+            mixed.append(replace(outcome, clip=clip, heard=outcomes[other].heard, voices={}))
     return mixed

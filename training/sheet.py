@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -10,6 +10,9 @@ from PIL import Image, ImageDraw
 TEXT_HEIGHT = 14
 SOUND_WIDTH = 360
 SECOND_MARKS = (0.5, 1.0, 1.5)
+CHART_SIZE = (560, 260, 44)
+LEGEND_STEP = 130
+CHART_COLOURS = ("#7ec8ff", "#ffc27e", "#9be39b", "#ff9bb5")
 
 
 def clip_row(frames: np.ndarray, audio: np.ndarray | None, rate: int, label: str, shown: int = 13) -> Image.Image:
@@ -34,6 +37,33 @@ def stack_rows(rows: Iterable[Image.Image]) -> Image.Image:
         sheet.paste(row, (0, top))
         top += row.height + 4
     return sheet
+
+
+def line_chart(title: str, places: Sequence[float], lines: Mapping[str, Sequence[float]]) -> Image.Image:
+    """`lines` of a number at each of `places`, joined from one to the next; one that is NaN is left out."""
+    width, height, margin = CHART_SIZE
+    chart = Image.new("RGB", (width, height), "black")
+    draw = ImageDraw.Draw(chart)
+    values = [value for line in lines.values() for value in line if value == value]
+    low, high = min([0.0, *values]), max([0.0, *values])
+
+    def pixel(place: float, value: float) -> tuple[float, float]:
+        across = (place - min(places)) / max(max(places) - min(places), 1e-9)
+        up = (value - low) / max(high - low, 1e-9)
+        return margin + across * (width - 2 * margin), height - margin - up * (height - 2 * margin)
+
+    draw.text((margin, 4), title, fill="white")
+    for value in sorted({low, 0.0, high}):
+        draw.line((pixel(min(places), value), pixel(max(places), value)), fill="#555555")
+        draw.text((4, pixel(0, value)[1] - 6), f"{value:.2f}", fill="white")
+    for place in places:
+        draw.text((pixel(place, 0)[0] - 3, height - margin + 6), f"{place:g}", fill="white")
+    for number, (name, line) in enumerate(lines.items()):
+        colour = CHART_COLOURS[number % len(CHART_COLOURS)]
+        points = [pixel(place, value) for place, value in zip(places, line, strict=True) if value == value]
+        draw.line(points, fill=colour, width=2)
+        draw.text((margin + LEGEND_STEP * (number + 1), 4), name, fill=colour)
+    return chart
 
 
 def scene_sheet(clips: int, seed: int) -> Image.Image:

@@ -9,7 +9,9 @@ from typing import Any
 
 import numpy as np
 import soxr
+import torch
 
+from nava_core import ReDimNetSpeakerEncoder
 from nava_core.mel import SAMPLING_RATE
 from training.lexicon import WORDS
 from training.voices import Voice, VoiceBank
@@ -36,6 +38,12 @@ def alike(one: Voice, other: Voice) -> bool:
     """Of one sex and of like pitch."""
     low, high = sorted((one.pitch, other.pitch))
     return one.sex == other.sex and high / low <= LIKE_PITCH
+
+
+def rivals(bank: VoiceBank, voice: Voice) -> dict[str, list[Voice]]:
+    """The split's voices of other bases, which `voice` could be taken for: "any", and those that are "like" it."""
+    others = [other for other in bank.voices(voice.split) if other.base != voice.base]
+    return {"any": others, "like": [other for other in others if alike(other, voice)]}
 
 
 def labelled_pairs(
@@ -105,6 +113,24 @@ class VoiceFilter:
 
 
 INDEPENDENT: dict[str, Callable[[], Encoder]] = {"resemblyzer": Resemblyzer, "voicefilter": VoiceFilter}
+
+
+def independent_encoders() -> dict[str, Encoder]:
+    """All of INDEPENDENT, loaded; raises RuntimeError saying how to install one that is missing."""
+    return {name: make() for name, make in INDEPENDENT.items()}
+
+
+class OurEncoder:
+    """A model's own speaker encoder: a sound to numbers of norm 1."""
+
+    def __init__(self, model: ReDimNetSpeakerEncoder) -> None:
+        self.model = model
+
+    @torch.no_grad()
+    def __call__(self, audio: np.ndarray, rate: int) -> np.ndarray:
+        waveform = torch.from_numpy(long_enough(audio, rate)).to(self.model.device, self.model.dtype)
+        row = self.model(waveform[None])[0].float().cpu().numpy()
+        return row / np.linalg.norm(row)
 
 
 def long_enough(audio: np.ndarray, rate: int) -> np.ndarray:
