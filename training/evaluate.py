@@ -56,8 +56,9 @@ FLOORS = {
     "ceiling": "autoencoders alone",
 }
 COLUMNS = (
-    "colour", "shape", "colour&shape", "side", "size", "release", "place", "sync", "sync first", "count equal",
-    "count true", "pan", "material", "contact std", "contact range", "sync error", "seconds",
+    "colour", "shape", "colour&shape", "side", "size", "release", "place", "sync", "sync first", "sync 60ms",
+    "first 60ms", "count equal", "count true", "pan", "material", "contact std", "contact range", "sync error",
+    "seconds",
 )  # fmt: skip
 PLAIN_COLUMNS = ("contact std", "contact range", "sync error", "seconds")
 

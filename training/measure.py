@@ -101,12 +101,12 @@ def measure_picture(frames: np.ndarray, fps: float = FPS) -> PictureMeasure:
     track[:, 0] = (coverage.sum(axis=1) @ (np.arange(width) + 0.5)) / mass / width
     track[:, 1] = (coverage.sum(axis=2) @ (np.arange(height) + 0.5)) / mass / height
     track[~visible] = np.nan
-    shape, likeness, radius = _name_shape(coverage, track, visible)
+    shape, likeness, radius = name_shape(coverage, track, visible)
     x = float(np.nanmedian(track[:, 0]))
     column = "left" if x < SIDES[0] else "right" if x > SIDES[1] else "centre"
-    below = _lower_edges(coverage) / height - track[:, 1]
+    below = lower_edges(coverage) / height - track[:, 1]
     contacts = find_contacts(track[:, 1], float(np.nanmedian(below)), fps)
-    return PictureMeasure(shape, _name_colour(colour), column, track, radius, contacts, likeness)
+    return PictureMeasure(shape, name_colour(colour), column, track, radius, contacts, likeness)
 
 
 def _segment(frames: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
@@ -143,7 +143,7 @@ def _largest_piece(coverage: np.ndarray) -> np.ndarray:
     return np.where(ndimage.binary_dilation(labels == sizes.argmax(), iterations=2), coverage, 0)
 
 
-def _lower_edges(coverage: np.ndarray) -> np.ndarray:
+def lower_edges(coverage: np.ndarray) -> np.ndarray:
     """The row (with fraction) down to which each frame is half covered somewhere; NaN without one."""
     deepest = coverage.max(axis=2)
     height = deepest.shape[1]
@@ -154,7 +154,7 @@ def _lower_edges(coverage: np.ndarray) -> np.ndarray:
     return np.where(deepest.max(axis=1) >= 0.5, last + 0.5 + share, np.nan)
 
 
-def _name_colour(colour: np.ndarray) -> str:
+def name_colour(colour: np.ndarray) -> str:
     """The name of the nearest reference colour in CIELAB, lightness counting half."""
     names = list(COLOURS)
     references = _to_lab(np.array([COLOURS[name] for name in names], dtype=np.float64) * 0.97)
@@ -172,7 +172,7 @@ def _to_lab(rgb: np.ndarray) -> np.ndarray:
     return np.stack([116 * y - 16, 500 * (x - y), 200 * (y - z)], axis=-1)
 
 
-def _name_shape(coverage: np.ndarray, track: np.ndarray, visible: np.ndarray) -> tuple[str | None, float, float]:
+def name_shape(coverage: np.ndarray, track: np.ndarray, visible: np.ndarray) -> tuple[str | None, float, float]:
     """The template that overlaps most with the mean of the stillest frames, that overlap (IoU), and the radius."""
     speed = np.abs(np.gradient(track[:, 1]))
     speed[np.isnan(speed) | ~visible] = np.inf

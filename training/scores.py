@@ -13,7 +13,7 @@ from training.world import DROPS, FLOOR, GRAVITY, RELEASES, Scene, contacts
 
 T = TypeVar("T")
 
-SYNC_SECONDS = 0.08
+SYNC_SECONDS, CLOSE_SYNC_SECONDS = 0.08, 0.06
 # How far a released moment may be outside of what its word means, and a carried-on shape from where it was given.
 RELEASE_TOLERANCE = 0.12
 PLACE_TOLERANCE = 0.05
@@ -80,6 +80,14 @@ def _first_in_sync(outcome: Outcome) -> bool:
     return sync(outcome.clip.picture.contacts, outcome.clip.sound.onsets).first_within(SYNC_SECONDS)
 
 
+def _in_close_sync(outcome: Outcome) -> bool:
+    return sync(outcome.clip.picture.contacts, outcome.clip.sound.onsets).all_within(CLOSE_SYNC_SECONDS)
+
+
+def _first_in_close_sync(outcome: Outcome) -> bool:
+    return sync(outcome.clip.picture.contacts, outcome.clip.sound.onsets).first_within(CLOSE_SYNC_SECONDS)
+
+
 def _partnered(outcome: Outcome) -> float:
     return sync(outcome.clip.picture.contacts, outcome.clip.sound.onsets).share_within(SYNC_SECONDS)
 
@@ -111,6 +119,8 @@ SHARES: dict[str, Callable[[Outcome], bool | float]] = {
     "place": _place,
     "sync": _in_sync,
     "sync first": _first_in_sync,
+    "sync 60ms": _in_close_sync,
+    "first 60ms": _first_in_close_sync,
     "sync share": _partnered,
     "count equal": _same_count,
     "count true": _true_count,
@@ -141,11 +151,16 @@ def score(outcomes: Sequence[Outcome]) -> dict[str, float]:
 
 def shuffled(outcomes: Sequence[Outcome]) -> list[Outcome]:
     """Every picture with the sound of each of the other clips (of up to 8 of them). Takes two clips or more."""
-    if len(outcomes) < 2:
-        raise ValueError(f"{len(outcomes)} clip has no other clip's sound to take; make two or more")
+    return with_others(outcomes, lambda one, other: replace(one, clip=replace(one.clip, sound=other.clip.sound)))
+
+
+def with_others(outcomes: Sequence[T], exchange: Callable[[T, T], T]) -> list[T]:
+    """`exchange` of every outcome with each of the others (of up to 8 of them). Takes two or more."""
     count = len(outcomes)
+    if count < 2:
+        raise ValueError(f"{count} clip has no other clip's sound to take; make two or more")
     return [
-        replace(outcome, clip=replace(outcome.clip, sound=outcomes[(number + shift) % count].clip.sound))
+        exchange(outcome, outcomes[(number + shift) % count])
         for shift in range(1, min(count, 9))
         for number, outcome in enumerate(outcomes)
     ]

@@ -1,0 +1,167 @@
+"""The measure and the evaluation of rolling balls, on the world's own clips."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy import ndimage
+
+from nava_core import Guidance
+from nava_core.pipeline import NavaPipelineOutput
+from training import evaluate_roll, scores_roll, shots, speaking, world
+from training.measure_roll import find_contact, measure_roll, measure_roll_clip
+from training.rolling import Roll
+
+
+def worn(frames: np.ndarray) -> np.ndarray:
+    """The softness and the noise of an autoencoder's decoder."""
+    soft = ndimage.gaussian_filter(frames.astype(np.float32), (0.3, 0.9, 0.9, 0))
+    return np.clip(soft + np.random.default_rng(0).normal(0, 4, frames.shape), 0, 255).astype(np.uint8)
+
+
+def drawn(seed: int, **changes: Any) -> tuple[Roll, np.ndarray, np.ndarray]:
+    """A roll, its frames and its sound."""
+    shot = shots.sample_shot(np.random.default_rng(seed), "roll", ("train", "held_out")[seed % 2])
+    assert shot.roll is not None
+    shot = replace(shot, roll=replace(shot.roll, **changes))
+    assert shot.roll is not None
+    return shot.roll, shots.render_frames(shot), speaking.render_sound(shot, None)
+
+
+@pytest.fixture(scope="module")
+def outcomes() -> list[scores_roll.Outcome]:
+    made = []
+    for seed in range(12):
+        roll, frames, sound = drawn(seed)
+        made.append(scores_roll.Outcome(roll, measure_roll_clip(worn(frames), sound), 1.0))
+    return made
+
+
+def test_looks_side_and_place_are_read_from_worn_pictures(outcomes: list[scores_roll.Outcome]) -> None:
+    for outcome in outcomes:
+        roll, seen = outcome.roll, outcome.clip.picture
+        assert (seen.shape, seen.colour, seen.ball_colour) == (roll.shape, roll.colour, roll.ball_colour)
+        assert seen.side == roll.side and seen.x == pytest.approx(0.5 + roll.x, abs=0.02)
+
+
+def test_contacts_are_seen_and_heard_within_20_ms(outcomes: list[scores_roll.Outcome]) -> None:
+    for outcome in outcomes:
+        assert outcome.clip.picture.contact == pytest.approx(outcome.roll.contact, abs=0.02)
+        assert outcome.clip.sound.onsets == pytest.approx([outcome.roll.contact], abs=0.02)
+
+
+def test_own_sound_scores_full_and_anothers_does_not(outcomes: list[scores_roll.Outcome]) -> None:
+    own = scores_roll.score(outcomes)
+    for name in scores_roll.SHARES:
+        assert own[name] == 1.0, name
+    assert own["contact"] == 1.0 and own["moment error"] < 0.01 and own["sync error"] < 0.02
+    others = scores_roll.score(scores_roll.shuffled(outcomes))
+    assert others["sync 60ms"] < 0.3 and others["pan sign"] < 0.9
+    assert others["colour&shape"] == 1.0
+    with pytest.raises(ValueError, match="two or more"):
+        scores_roll.shuffled(outcomes[:1])
+
+
+def test_large_things_that_fill_half_of_a_row_are_found() -> None:
+    large = {"size": "large", "radius": 0.137, "ball_size": "large", "ball_radius": 0.137}
+    for seed in range(3):
+        roll, frames, _ = drawn(seed, shape="cube", **large)
+        seen = measure_roll(worn(frames))
+        assert (seen.shape, seen.colour, seen.ball_colour) == ("cube", roll.colour, roll.ball_colour)
+        assert seen.contact == pytest.approx(roll.contact, abs=0.02)
+
+
+def test_things_of_one_colour_are_told_apart_by_their_motion() -> None:
+    roll, frames, _ = drawn(2, colour="green", ball_colour="green")
+    seen = measure_roll(worn(frames))
+    assert (seen.shape, seen.colour, seen.ball_colour, seen.side) == (roll.shape, "green", "green", roll.side)
+    assert seen.contact == pytest.approx(roll.contact, abs=0.02)
+
+
+def test_mirrored_pictures_come_from_the_other_side() -> None:
+    roll, frames, _ = drawn(3)
+    seen = measure_roll(frames[:, :, ::-1])
+    assert seen.side != roll.side and seen.x == pytest.approx(0.5 - roll.x, abs=0.02)
+    assert seen.contact == pytest.approx(roll.contact, abs=0.02)
+
+
+def test_nothing_is_found_where_nothing_rolls() -> None:
+    _, frames, _ = drawn(4)
+    still = measure_roll(np.repeat(frames[-1:], len(frames), axis=0))
+    assert still.side is None and still.contacts == ()
+    scene = world.sample_scene(np.random.default_rng(0))
+    assert measure_roll(world.render_frames(scene)).contacts == ()
+    noise = np.random.default_rng(0).normal(100, 5, (49, 64, 64, 3))
+    assert measure_roll(np.clip(noise, 0, 255).astype(np.uint8)).shape is None
+    silent = scores_roll.Outcome(drawn(4)[0], measure_roll_clip(frames[:1], np.zeros((2, 4800))), 1.0)
+    values = scores_roll.score([silent])
+    assert all(values[name] == 0 for name in scores_roll.SHARES)
+
+
+def test_a_shape_that_moves_with_no_ball_near_it_is_not_hit() -> None:
+    frames = np.arange(24)
+    after = np.maximum(frames - 10.5, 0) * 0.02
+    ball, shape = -0.5 + np.minimum(frames - 10.5, 0) * 0.02, after
+    gap = shape - ball
+    assert find_contact(frames, ball, shape, gap, 24) is None
+    assert find_contact(frames, ball, shape, gap - gap.min(), 24) == pytest.approx(10.5 / 24, abs=0.005)
+    assert find_contact(frames, ball, 0 * shape, gap - gap.min(), 24) is None
+
+
+class PerfectPipeline:
+    """Answers the cases' prompts with the world's own clips; without guidance, with pictures that stand still."""
+
+    spec = SimpleNamespace(name="perfect", fps=24, guidance=Guidance())
+
+    def __init__(self, cases: list[evaluate_roll.Case]) -> None:
+        self.shots = {case.prompt: case.shot for case in cases}
+        self.calls: list[dict[str, Any]] = []
+
+    def set_progress_bar_config(self, disable: bool) -> None:
+        assert disable
+
+    def __call__(self, **options: Any) -> NavaPipelineOutput:
+        self.calls.append(options)
+        shot = self.shots[options["prompt"]]
+        frames = shots.render_frames(shot).astype(np.float32) / 255
+        if options.get("guidance") == evaluate_roll.GUIDANCE_OFF:
+            frames[:] = frames[-1:]
+        sound = speaking.render_sound(shot, None)
+        return NavaPipelineOutput(frames=frames, audio=sound, sampling_rate=48_000, seed=0)
+
+
+def test_a_perfect_model_scores_full(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = ["held_out", "train", "image", "no_moment", "no_align", "no_guidance"]
+    table = evaluate_roll.ROWS | evaluate_roll.FLOORS
+    cases = [
+        case for name in names for case in evaluate_roll.make_cases(3, table[name].split, moment=table[name].moment)
+    ]
+    pipeline = PerfectPipeline(cases)
+    monkeypatch.setattr(evaluate_roll, "load_pipeline", lambda source: pipeline)
+    report, sheet = tmp_path / "report.json", tmp_path / "sheet.png"
+    evaluate_roll.main(["--clips", "3", "--rows", *names, "--out", str(report), "--sheet", str(sheet)])
+    data = json.loads(report.read_text(encoding="utf-8"))
+    for name in names[:-1]:
+        for share in scores_roll.SHARES:
+            assert data["rows"][name][share] == 1.0, (name, share)
+    assert data["rows"]["no_guidance"]["sync 60ms"] == 0 == data["rows"]["no_guidance"]["side"]
+    assert set(data["rows"]) == {*names, "shuffled"} and len(data["details"]["image"]) == 3
+    assert sum(call.get("image") is not None for call in pipeline.calls) == 3
+    assert sheet.stat().st_size > 0 and evaluate_roll.SHUFFLED in capsys.readouterr().out
+
+
+def test_cases_are_fresh_held_out_and_say_the_moment_only_where_asked() -> None:
+    cases = evaluate_roll.make_cases(4, "held_out")
+    assert cases == evaluate_roll.make_cases(6, "held_out")[:4]
+    for case in cases:
+        assert (case.roll.colour, case.roll.shape) in world.HELD_OUT_PAIRS
+        assert f"{case.roll.contact:.1f}秒" in case.prompt
+    assert not any("秒" in case.prompt for case in evaluate_roll.make_cases(4, "held_out", moment=False))
