@@ -23,8 +23,7 @@ SHADOWS, NARROW = FLOOR - 0.008, FLOOR - 0.04
 # What comes nearer by less is no ball, and what moves by less is not pushed.
 LEAST_APPROACH = 0.05
 LEAST_PUSH = 0.012
-# A ball's front may be this far from what it hits: the world's large balls turn back 0.08 before its small stars, and
-# an autoencoder rounds the points of these off.
+# The edges that face each other may be this far apart at a contact: an autoencoder rounds points off.
 TOUCH = 0.14
 # How much of the motion before and after a contact is looked at: later on, friction has stopped what moved.
 SECONDS_BEFORE, SECONDS_AFTER = 0.5, 0.3

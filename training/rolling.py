@@ -6,6 +6,7 @@ Lengths are fractions of the frame's height; `x` runs from the frame's middle to
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -22,6 +23,7 @@ PUSHED = {"ball": 0.75, "cube": 0.5, "triangle": 0.55, "star": 0.6}
 REBOUND = 0.25
 SOUND_SPEED = 2.6
 SPOT = 0.72
+GAP_POINTS = 241
 
 
 @dataclass(frozen=True)
@@ -72,12 +74,14 @@ def places(roll: Roll, times: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return roll.x + roll.direction * (ball - _gap(roll)), roll.x + roll.direction * pushed
 
 
+@lru_cache(maxsize=256)
 def _gap(roll: Roll) -> float:
     """How far the middles are apart where the ball touches the shape, which slants or bulges."""
-    apart = np.linspace(0, 2 * roll.radius + roll.ball_radius, 400)
-    height = roll.ball_radius / roll.radius
-    distance = roll.radius * signed_distance(roll.shape, -apart / roll.radius, np.full_like(apart, height))
-    return float(apart[distance <= roll.ball_radius].max(initial=roll.ball_radius))
+    across, up = np.meshgrid(np.linspace(-1.3, 1.3, GAP_POINTS), np.linspace(0, 2.4, GAP_POINTS))
+    inside = signed_distance(roll.shape, across, up) <= 0
+    x, above = roll.radius * across[inside], roll.radius * up[inside] - roll.ball_radius
+    low = np.abs(above) <= roll.ball_radius
+    return float((np.sqrt(roll.ball_radius**2 - above[low] ** 2) - x[low]).max())
 
 
 def _glide(speed: float, friction: float, after: np.ndarray) -> np.ndarray:

@@ -244,6 +244,8 @@ def main() -> None:
     config = common.load_config(arguments.config)
     torch.set_num_threads(config["threads"])
     torch.set_flush_denormal(True)
+    if arguments.stage == "decoder":
+        config |= {"kinds": config.get("decoder_kinds", config["kinds"])}
     minutes = arguments.minutes or config["minutes" if arguments.stage == "joint" else "decoder_minutes"]
     trainer = Trainer(config, arguments.out, arguments.stage, minutes, arguments.resume)
 
