@@ -41,3 +41,5 @@ done
     --clips "${CLIPS:-24}" --floors --out "$runs/nano_stage2_people.json" --sheet "$runs/nano_stage2_sheets"
 "$python" -m training.evaluate --source "$runs/nano_stage2" --clips "${CLIPS:-24}" \
     --out "$runs/nano_stage2_falling.json" --sheet "$runs/nano_stage2_sheets/falling.png"
+"$python" -m training.evaluate_roll --source "$runs/nano_stage2" --clips "${CLIPS:-24}" \
+    --out "$runs/nano_stage2_rolling.json" --sheet "$runs/nano_stage2_sheets/rolling.png"
