@@ -82,9 +82,6 @@ class CachedClips:
             group.shots += [shots[number] for number in kept]
             for name, value in tensors.items():
                 group.tensors.setdefault(name, []).append(value[kept])
-            length = tensors["audio"].shape[1]
-            labels = [sound_labels(shots[number], self.bank, length) for number in kept]
-            group.tensors.setdefault("labels", []).append(torch.stack(labels))
         if not groups:
             raise ValueError(
                 f"{self.folder} holds no latents of {', '.join(self.kinds)}; run python -m training.cache_latents first"
@@ -101,8 +98,7 @@ class CachedClips:
         group = self.groups[rng.choice(len(shares), p=shares / shares.sum())]
         chosen = rng.choice(len(group.shots), batch_size, p=group.chances / group.chances.sum())
         index = torch.from_numpy(chosen)
-        tensors = {name: value[index] for name, value in group.joined.items()}
-        tensors = {name: value.float() if value.is_floating_point() else value for name, value in tensors.items()}
+        tensors = {name: value[index].float() for name, value in group.joined.items()}
         tokens = [
             tokenise_prompt(
                 self.tokenizer, "" if rng.random() < empty_prompt else shot_caption(group.shots[number], rng)
@@ -120,7 +116,9 @@ class CachedClips:
             tuple(row for row in entry.speaker_positions if row < length - 1) if has_voices else ()
             for entry, length, has_voices in zip(tokens, lengths, voiced, strict=True)
         ]
-        return Batch(tensors.get("video"), tensors["audio"], ids, mask, voices, rows, tensors["labels"])
+        audio = tensors["audio"]
+        labels = torch.stack([sound_labels(group.shots[number], self.bank, audio.shape[1]) for number in chosen])
+        return Batch(tensors.get("video"), audio, ids, mask, voices, rows, labels)
 
 
 def _voices(stored: Tensor, shots: list[Shot]) -> tuple[Tensor, list[bool]]:

@@ -48,10 +48,11 @@ ROWS = {
     "image": "first frame given",
     "no_moment": "moment not named",
 }
+SHUFFLED = "sounds shuffled"
 FLOORS = {
     "no_align": "alignment guidance off",
     "no_guidance": "guidance off",
-    "shuffled": "sounds shuffled",
+    "shuffled": SHUFFLED,
     "untrained": "untrained weights",
     "ceiling": "autoencoders alone",
 }
@@ -264,30 +265,53 @@ def evaluate(pipeline: NavaPipeline, names: list[str], clips: int, seed: int = S
         yield result
 
 
-def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+@dataclass(frozen=True)
+class Table:
+    """What a report may hold: rows, made unless others are asked for; floors, made when asked for; titles; columns."""
+
+    rows: Sequence[str]
+    floors: Sequence[str]
+    titles: dict[str, str]
+    columns: Sequence[str]
+    plain: Sequence[str]
+
+
+def report_from_arguments(
+    arguments: list[str] | None,
+    description: str | None,
+    table: Table,
+    load: Callable[[str | None], NavaPipeline],
+    run: Callable[[NavaPipeline, list[str], int, int], Iterator[Evaluation]],
+) -> None:
+    """The command of an evaluation: `run` the asked rows, save what there is after each, print the table."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--source", default=None, help="model folder or hub id; without it nava-nano")
     parser.add_argument("--clips", type=int, default=24, help="clips a row")
-    parser.add_argument("--rows", nargs="+", choices=[*ROWS, *FLOORS], default=list(ROWS))
+    parser.add_argument("--rows", nargs="+", choices=[*table.rows, *table.floors], default=list(table.rows))
     parser.add_argument("--floors", action="store_true", help="add the floors and the ceiling")
     parser.add_argument("--out", type=Path, default=None, help="JSON report, written anew after each row")
     parser.add_argument("--sheet", type=Path, default=None, help="PNG of the first row's clips")
     parser.add_argument("--seed", type=int, default=SEED)
     chosen = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    names = list(dict.fromkeys([*chosen.rows, *(FLOORS if chosen.floors else ())]))
-    pipeline = load_pipeline(chosen.source)
+    names = list(dict.fromkeys([*chosen.rows, *(table.floors if chosen.floors else ())]))
+    pipeline = load(chosen.source)
     pipeline.set_progress_bar_config(disable=True)
     result = Evaluation()
     try:
-        for result in evaluate(pipeline, names, chosen.clips, chosen.seed):
+        for result in run(pipeline, names, chosen.clips, chosen.seed):
             if chosen.out:
                 result.save(chosen.out, model=pipeline.spec.name, clips=chosen.clips, seed=chosen.seed)
     except ValueError as error:
         parser.error(str(error))
     if chosen.sheet:
         stack_rows(result.pictures).save(chosen.sheet)
-    print(format_table(result.rows, ROWS | FLOORS, COLUMNS, PLAIN_COLUMNS))
+    print(format_table(result.rows, table.titles, table.columns, table.plain))
+
+
+def main(arguments: list[str] | None = None) -> None:
+    table = Table(list(ROWS), list(FLOORS), ROWS | FLOORS, COLUMNS, PLAIN_COLUMNS)
+    report_from_arguments(arguments, __doc__, table, load_pipeline, evaluate)
 
 
 if __name__ == "__main__":

@@ -28,7 +28,16 @@ from PIL import Image
 from nava_core import NavaPipeline, load_pipeline
 from training import shots, speaking
 from training.captions_people import shot_caption
-from training.evaluate import GUIDANCE_OFF, Clip, as_clip, format_table, through_autoencoders, untrained, write_report
+from training.evaluate import (
+    GUIDANCE_OFF,
+    SHUFFLED,
+    Clip,
+    as_clip,
+    format_table,
+    through_autoencoders,
+    untrained,
+    write_report,
+)
 from training.likeness import clip_likeness, likeness_columns
 from training.recognise import WordRecogniser
 from training.scores_people import Outcome, measure_people_clip, score, shuffled
@@ -138,7 +147,6 @@ FLOORS = {
     "ceiling_voices": Row("the same, new voices", "talk", "held_out", "held_out", reconstruct),
     "ceiling_tour": Row("the same, cameras", "tour", "held_out", "train", reconstruct),
 }
-SHUFFLED = "sounds shuffled"
 
 
 @dataclass(frozen=True)

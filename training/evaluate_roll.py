@@ -8,12 +8,10 @@ shape are held out of the training, or not; a first frame is given; the prompt d
 
 from __future__ import annotations
 
-import argparse
 import logging
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,17 +24,19 @@ from training.evaluate import (
     GUIDANCE_OFF,
     SEED,
     SHEET_CLIPS,
+    SHUFFLED,
     Clip,
     Evaluation,
+    Table,
     as_clip,
-    format_table,
+    report_from_arguments,
     through_autoencoders,
     untrained,
 )
 from training.measure_roll import measure_roll_clip
 from training.rolling import Roll
 from training.scores_roll import Outcome, score, shuffled
-from training.sheet import clip_row, stack_rows
+from training.sheet import clip_row
 from training.shots import Shot
 
 logger = logging.getLogger(__name__)
@@ -122,8 +122,6 @@ FLOORS = {
     "untrained": Row("untrained weights", "held_out", generate),
     "ceiling": Row("autoencoders alone", "held_out", reconstruct),
 }
-# Made of the clips of "held_out".
-SHUFFLED = "sounds shuffled"
 
 
 def run_row(name: str, row: Row, pipeline: NavaPipeline, cases: list[Case]) -> Iterator[tuple[Case, Clip, Outcome]]:
@@ -178,27 +176,9 @@ def evaluate(pipeline: NavaPipeline, names: list[str], clips: int, seed: int = S
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--source", default=None, help="model folder or hub id; without it nava-nano")
-    parser.add_argument("--clips", type=int, default=24, help="clips a row")
-    parser.add_argument("--rows", nargs="+", choices=[*ROWS, *FLOORS], default=list(ROWS))
-    parser.add_argument("--floors", action="store_true", help="add the floors and the ceiling")
-    parser.add_argument("--out", type=Path, default=None, help="JSON report, written anew after each row")
-    parser.add_argument("--sheet", type=Path, default=None, help="PNG of the first row's clips")
-    parser.add_argument("--seed", type=int, default=SEED)
-    chosen = parser.parse_args(arguments)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    names = list(dict.fromkeys([*chosen.rows, *(FLOORS if chosen.floors else ())]))
-    pipeline = load_pipeline(chosen.source)
-    pipeline.set_progress_bar_config(disable=True)
-    result = Evaluation()
-    for result in evaluate(pipeline, names, chosen.clips, chosen.seed):
-        if chosen.out:
-            result.save(chosen.out, model=pipeline.spec.name, clips=chosen.clips, seed=chosen.seed)
-    if chosen.sheet:
-        stack_rows(result.pictures).save(chosen.sheet)
     titles = {name: row.title for name, row in (ROWS | FLOORS).items()} | {"shuffled": SHUFFLED}
-    print(format_table(result.rows, titles, COLUMNS, PLAIN_COLUMNS))
+    table = Table(list(ROWS), list(FLOORS), titles, COLUMNS, PLAIN_COLUMNS)
+    report_from_arguments(arguments, __doc__, table, load_pipeline, evaluate)
 
 
 if __name__ == "__main__":

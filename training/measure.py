@@ -91,15 +91,12 @@ def sync(seen: tuple[float, ...], heard: tuple[float, ...]) -> Sync:
 def measure_picture(frames: np.ndarray, fps: float = FPS) -> PictureMeasure:
     """Find the shape in uint8 `frames` (frames, height, width, 3), name it and time its contacts with the floor."""
     coverage, colour = _segment(frames)
-    height, width = frames.shape[1:3]
+    height = frames.shape[1]
     areas = coverage.sum(axis=(1, 2)) / height**2
     visible = areas > LEAST_AREA
-    track = np.full((len(frames), 2), np.nan)
     if colour is None or visible.sum() < len(frames) / 2:
-        return PictureMeasure(None, None, None, track, 0.0, (), 0.0)
-    mass = np.maximum(coverage.sum(axis=(1, 2)), 1e-6)
-    track[:, 0] = (coverage.sum(axis=1) @ (np.arange(width) + 0.5)) / mass / width
-    track[:, 1] = (coverage.sum(axis=2) @ (np.arange(height) + 0.5)) / mass / height
+        return PictureMeasure(None, None, None, np.full((len(frames), 2), np.nan), 0.0, (), 0.0)
+    track = middles(coverage)
     track[~visible] = np.nan
     shape, likeness, radius = name_shape(coverage, track, visible)
     x = float(np.nanmedian(track[:, 0]))
@@ -107,6 +104,15 @@ def measure_picture(frames: np.ndarray, fps: float = FPS) -> PictureMeasure:
     below = lower_edges(coverage) / height - track[:, 1]
     contacts = find_contacts(track[:, 1], float(np.nanmedian(below)), fps)
     return PictureMeasure(shape, name_colour(colour), column, track, radius, contacts, likeness)
+
+
+def middles(coverage: np.ndarray) -> np.ndarray:
+    """Centres of mass (frames, 2) of `coverage` (frames, height, width), as fractions of the width and the height."""
+    mass = np.maximum(coverage.sum(axis=(1, 2)), 1e-6)
+    height, width = coverage.shape[1:]
+    x = coverage.sum(axis=1) @ (np.arange(width) + 0.5) / mass / width
+    y = coverage.sum(axis=2) @ (np.arange(height) + 0.5) / mass / height
+    return np.stack([x, y], axis=1)
 
 
 def _segment(frames: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import ndimage
 
-from training.measure import LEAST_AREA, LEAST_CONTRAST, lower_edges, name_colour, name_shape
+from training.measure import LEAST_AREA, LEAST_CONTRAST, lower_edges, middles, name_colour, name_shape
 from training.measure_sound import SoundMeasure, measure_sound
 from training.world import FLOOR, FPS
 
@@ -85,14 +85,14 @@ def measure_roll(frames: np.ndarray, fps: float = FPS) -> RollMeasure:
     side, ball, shape = ("left", left, right) if nearer[0] > nearer[1] else ("right", right, left)
     towards = (1 if side == "left" else -1) * width / height
     ball_x, shape_x = (
-        towards * np.where(_whole(thing), _middles(thing.coverage)[:, 0], np.nan) for thing in (ball, shape)
+        towards * np.where(_whole(thing), middles(thing.coverage)[:, 0], np.nan) for thing in (ball, shape)
     )
     contact = find_contact(left.frames, ball_x, shape_x, edges[1] - edges[0], fps)
     until = np.inf if contact is None else contact * fps
     rest = np.concatenate([alone.coverage, shape.coverage[shape.frames <= until]])
     if len(rest) < 2:
         return RollMeasure()
-    places = _middles(rest)
+    places = middles(rest)
     kind, likeness, _ = name_shape(rest, places, np.ones(len(rest), bool))
     x = float(np.median(places[:, 0]))
     return RollMeasure(kind, _colour(frames, shape), x, _colour(frames, ball), side, contact, likeness)
@@ -186,16 +186,7 @@ def _pieces(distance: np.ndarray, least: float) -> list[np.ndarray]:
         coverage = np.clip((distance / contrast - 0.5) * 1.6 + 0.5, 0, 1)
         around = ndimage.binary_dilation(inside, iterations=2) & (inside | (labels == 0))
         pieces.append(np.where(around, coverage, 0))
-    return sorted(pieces, key=lambda piece: float(_middles(piece[None])[0, 0]))
-
-
-def _middles(coverage: np.ndarray) -> np.ndarray:
-    """Centres of mass (frames, 2): x as a fraction of the width, y of the height."""
-    mass = np.maximum(coverage.sum(axis=(1, 2)), 1e-6)
-    height, width = coverage.shape[1:]
-    x = coverage.sum(axis=1) @ (np.arange(width) + 0.5) / mass / width
-    y = coverage.sum(axis=2) @ (np.arange(height) + 0.5) / mass / height
-    return np.stack([x, y], axis=1)
+    return sorted(pieces, key=lambda piece: float(middles(piece[None])[0, 0]))
 
 
 def _whole(thing: _Pieces) -> np.ndarray:
