@@ -155,7 +155,7 @@ def test_a_killed_app_is_taken_up_again_by_the_tab_that_was_open(context: Any, a
         app.start()
         # Gradio's page comes back by itself, and with it the words, the job and the queue.
         page.wait_for_selector("#generate:not([disabled])")
-        page.wait_for_function("document.querySelector('#prompt textarea').value === 'two'")
+        page.wait_for_function("document.querySelector('#prompt textarea')?.value === 'two'")
         until(lambda: all(state in ("done", "interrupted") for state in app.states()), app.jobs)
         page.wait_for_function(f"{ENDED} >= 1")
     assert [job["request"]["prompt"] for job in app.jobs()] == ["one", "two"]
