@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -96,6 +97,31 @@ def test_a_run_is_resumed_and_built_on(
     for part in ("transformer", "text_encoder"):
         kept, made = (load_file(next((folder / part).glob("*.safetensors"))) for folder in (out, built_on))
         assert all(torch.equal(value, made[name]) for name, value in kept.items())
+
+
+def test_sound_alone_has_its_share_of_the_batches(
+    config: dict[str, Any], latents: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch, "set_num_threads", lambda threads: None)
+    monkeypatch.setattr(torch, "set_flush_denormal", lambda flush: True)
+    sound = tmp_path / "sound"
+    shutil.copytree(latents, sound)
+    tensors = load_file(latents / "shard_00000.safetensors")
+    save_file({"audio": tensors["audio"]}, sound / "shard_00000.safetensors")
+    seen = []
+    loss = backbone.flow_loss
+
+    def counted(model: Any, batch: Any, chosen: dict[str, Any], rng: Any) -> Any:
+        seen.append((batch.video is None, len(batch.audio), chosen["time_shift"]))
+        return loss(model, batch, chosen, rng)
+
+    monkeypatch.setattr(backbone, "flow_loss", counted)
+    alone = {"share": 0.5, "batch_size": 3, "time_shift": 1.5}
+    for share, nowhere in ((0.5, latents), (1.0, tmp_path / "none")):
+        seen.clear()
+        mixed = {**config, "minutes": 0.05, "sound_alone": {**alone, "share": share}}
+        backbone.train(mixed, nowhere, WEIGHTS, tmp_path / f"run{share}", False, sound_latents=sound)
+        assert {*seen} == {(True, 3, 1.5)} | ({(False, 2, config["time_shift"])} if share < 1 else set())
 
 
 def test_no_latents_is_an_error_that_says_what_to_run(tmp_path: Path) -> None:

@@ -3,6 +3,9 @@
     python -m training.backbone --config training/configs/backbone_stage2.yaml --latents runs/latents_stage2 \\
         --model training/weights --weights assets/nava-nano --out runs/backbone_stage2 --resume
 
+With --sound_latents some batches are sound without a picture, as the config's `sound_alone` says, and with
+--sound_share 1 all are: the paper's order, sound first and then both.
+
 Resumable with --resume; under `torchrun --nproc-per-node 2 -m training.backbone ...` the processes average their
 gradients, which on a CPU beats one process with two threads. The recipe is the paper's: both streams at one noise
 level, text dropout to zero states, samples with isolated modalities, batches with a clean first frame, a weight for
@@ -13,6 +16,8 @@ from __future__ import annotations
 
 import argparse
 import logging
+from collections import defaultdict
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -172,6 +177,33 @@ class Optimizers:
         self.adam.load_state_dict(state["adam"])
 
 
+@dataclass(frozen=True)
+class _Source:
+    """Where batches are drawn from, the config that they are trained with, and their share of all batches."""
+
+    clips: CachedClips
+    config: dict[str, Any]
+    share: float
+
+
+def _sources(
+    latents: Path,
+    sound_latents: Path | None,
+    config: dict[str, Any],
+    tokenizer: PreTrainedTokenizerFast,
+    bank: VoiceBank | None,
+) -> list[_Source]:
+    """Of clips and of sound alone, without those that have no share."""
+    alone = {**config, **config["sound_alone"]} if sound_latents is not None else {"share": 0.0}
+    asked = [(latents, config, 1 - alone["share"]), (sound_latents, alone, alone["share"])]
+    length = config["transformer"]["text_len"]
+    return [
+        _Source(CachedClips(folder, tokenizer, length, chosen["kinds"], bank), chosen, share)
+        for folder, chosen, share in asked
+        if folder is not None and share > 0
+    ]
+
+
 def train(
     config: dict[str, Any],
     latents: Path,
@@ -180,18 +212,20 @@ def train(
     resume: bool,
     start: Path | None = None,
     bank: VoiceBank | None = None,
+    sound_latents: Path | None = None,
 ) -> None:
     """Train until the config's minutes are over; the averaged weights are saved beside the checkpoint.
 
     start: a folder with `transformer` and `text_encoder` to go on from with fresh optimisers, such as nava-nano itself.
-    bank: of the voices in the latents; without it nothing is asked about their words.
+    bank: of the voices in the latents; without it nothing is asked about their words. sound_latents: a folder of sound
+    alone, for the share of batches that the config's `sound_alone` has.
     """
     ranks = common.Ranks()
     torch.set_num_threads(config["threads"])
     torch.set_flush_denormal(True)
     common.seed_everything(config["seed"])
     tokenizer = PreTrainedTokenizerFast.from_pretrained(model_folder / "tokenizer")
-    clips = CachedClips(latents, tokenizer, config["transformer"]["text_len"], config["kinds"], bank)
+    sources = _sources(latents, sound_latents, config, tokenizer, bank)
     model = NanoModel(config, len(tokenizer)).train()
     if start is not None:
         model.load(start, tokenizer)
@@ -206,11 +240,14 @@ def train(
     log = common.MetricsLog(out / "metrics.jsonl")
     rng = np.random.default_rng([config["seed"], step, ranks.index])
     torch.manual_seed(int(rng.integers(2**31)))
-    logger.info("%d clips, %.2f M weights", len(clips), common.count_parameters([model]) / 1e6)
-    losses, saved = [], clock.spent
+    counts = " and ".join(str(len(source.clips)) for source in sources)
+    logger.info("%s clips, %.2f M weights", counts, common.count_parameters([model]) / 1e6)
+    losses: defaultdict[str, list[float]] = defaultdict(list)
+    saved = clock.spent
     while (progress := ranks.progress(clock, step)) < 1:
-        batch = clips.draw(rng, config["batch_size"], config["empty_prompt"])
-        video_loss, audio_loss, label_loss = flow_loss(model, batch, config, rng)
+        source = sources[rng.choice(len(sources), p=[source.share for source in sources])]
+        batch = source.clips.draw(rng, source.config["batch_size"], source.config["empty_prompt"])
+        video_loss, audio_loss, label_loss = flow_loss(model, batch, source.config, rng)
         total = video_loss + config["audio_loss_weight"] * audio_loss + config["label_loss_weight"] * label_loss
         total.backward()
         ranks.average_gradients(list(model.parameters()))
@@ -218,15 +255,22 @@ def train(
         optimizers.step(common.warmup_cosine(progress, config["warmup"]))
         average.update(model)
         step += 1
-        losses.append((video_loss.item(), audio_loss.item(), label_loss.item()))
+        measured = {"audio": audio_loss.item(), "labels": label_loss.item()}
+        if batch.video is None:
+            measured = {f"sound_{name}": value for name, value in measured.items()}
+        else:
+            measured["video"] = video_loss.item()
+        for name, value in measured.items():
+            losses[name].append(value)
         if step % 50 == 0 and ranks.index == 0:
-            video, audio, labels = (round(float(np.mean(kind)), 5) for kind in zip(*losses, strict=True))
-            log.write(step, video=video, audio=audio, labels=labels, spent=round(clock.spent, 1))
-            logger.info("step %d, %.0f s: video %.4f, audio %.4f, labels %.3f", step, clock.spent, video, audio, labels)
-            losses = []
+            means = {name: round(float(np.mean(values)), 5) for name, values in sorted(losses.items())}
+            log.write(step, **means, spent=round(clock.spent, 1))
+            logger.info("step %d, %.0f s: %s", step, clock.spent, means)
+            losses.clear()
         if clock.spent - saved > 60 * config["save_minutes"]:
             saved = clock.spent
-            clips.refresh()
+            for source in sources:
+                source.clips.refresh()
             if ranks.index == 0:
                 save(out, step, clock, model, optimizers, average)
     if ranks.index == 0:
@@ -251,10 +295,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Train nava-nano's backbone and text encoder on cached latents.")
     parser.add_argument("--config", type=Path, default=Path("training/configs/backbone_stage2.yaml"))
     parser.add_argument("--latents", type=Path, default=Path("runs/latents_stage2"))
+    parser.add_argument("--sound_latents", type=Path, help="a cache of sound alone, for a share of the batches")
+    parser.add_argument("--sound_share", type=float, help="instead of the config's; 1: nothing but sound")
     parser.add_argument("--model", type=Path, default=Path("training/weights"), help="folder that holds the tokenizer")
     parser.add_argument("--out", type=Path, default=Path("runs/backbone_stage2"))
     parser.add_argument("--minutes", type=float, help="instead of the config's")
-    parser.add_argument("--batch_size", type=int, help="instead of the config's; sound alone takes three times as many")
+    parser.add_argument("--batch_size", type=int, help="instead of the config's, of clips with a picture")
     parser.add_argument("--weights", type=Path, help="a trained model's folder to go on from, with fresh optimisers")
     parser.add_argument("--voices", type=Path, help="the latents' voices, to ask for the words (training.voices)")
     parser.add_argument("--resume", action="store_true")
@@ -263,8 +309,13 @@ def main() -> None:
     config = common.load_config(arguments.config)
     given = {"minutes": arguments.minutes, "batch_size": arguments.batch_size}
     config |= {name: value for name, value in given.items() if value is not None}
+    if arguments.sound_share is not None:
+        config["sound_alone"] = {**config.get("sound_alone", {}), "share": arguments.sound_share}
     bank = VoiceBank.load(arguments.voices) if arguments.voices else None
-    train(config, arguments.latents, arguments.model, arguments.out, arguments.resume, arguments.weights, bank)
+    train(
+        config, arguments.latents, arguments.model, arguments.out, arguments.resume, arguments.weights, bank,
+        arguments.sound_latents,
+    )  # fmt: skip
 
 
 if __name__ == "__main__":
