@@ -11,12 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from perfect import PerfectPipeline
 from PIL import Image
-from test_people_evaluation import PerfectPipeline
 
 from nava_core import Guidance, ReDimNetSpeakerEncoder
 from nava_core.pipeline import NavaPipelineOutput
 from training import evaluate, evaluate_people, guidance_curves, likeness, shots, speaking, timbre, world
+from training.evaluation import Case
 from training.lexicon import WORDS
 from training.sheet import line_chart
 from training.voices import Voice, VoiceBank
@@ -54,7 +55,7 @@ def comb(audio: np.ndarray, rate: int) -> np.ndarray:
     return spectrum / np.linalg.norm(spectrum)
 
 
-def cases_of(bank: VoiceBank, name: str, count: int = 6) -> list[evaluate_people.Case]:
+def cases_of(bank: VoiceBank, name: str, count: int = 6) -> list[Case]:
     return evaluate_people.make_cases(bank, count, evaluate_people.ROWS[name], "square")
 
 
@@ -138,7 +139,7 @@ def test_the_report_tells_voices(
     bank: VoiceBank, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     rows = ["talk", "pair"]
-    pipeline = PerfectPipeline(bank, [case for name in rows for case in cases_of(bank, name, 2)])
+    pipeline = PerfectPipeline([case for name in rows for case in cases_of(bank, name, 2)], bank)
     monkeypatch.setattr(evaluate_people, "load_pipeline", lambda source: pipeline)
     monkeypatch.setattr(timbre, "INDEPENDENT", {"comb": lambda: comb})
     bank.save(tmp_path / "voices.npz")
@@ -164,7 +165,7 @@ class GuidedPipeline:
     )
     speaker_encoder = tiny_encoder()
 
-    def __init__(self, bank: VoiceBank, falling: list[evaluate.Case], talking: list[evaluate_people.Case]) -> None:
+    def __init__(self, bank: VoiceBank, falling: list[Case], talking: list[Case]) -> None:
         self.bank = bank
         self.scenes = {case.prompt: case.scene for case in falling}
         self.shots = {case.prompt: case.shot for case in talking}

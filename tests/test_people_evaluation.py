@@ -5,14 +5,11 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pytest
+from perfect import PerfectPipeline
 
-from nava_core import Guidance
-from nava_core.pipeline import NavaPipelineOutput
 from training import evaluate_people, scores_people, shots, speaking
 from training.lexicon import WORDS
 from training.voices import Voice, VoiceBank
@@ -122,36 +119,13 @@ def test_silence_and_an_empty_picture_score_nothing(bank: VoiceBank) -> None:
         scores_people.score([])
 
 
-class PerfectPipeline:
-    """Answers the cases' prompts with the world's own clips; without guidance, with mouths that stay shut."""
-
-    spec = SimpleNamespace(name="perfect", fps=24, guidance=Guidance(), sizes=((128, 128),), accepts_speakers=True)
-
-    def __init__(self, bank: VoiceBank, cases: list[evaluate_people.Case]) -> None:
-        self.bank, self.shots = bank, {case.prompt: case.shot for case in cases}
-        self.calls: list[dict[str, Any]] = []
-
-    def set_progress_bar_config(self, disable: bool) -> None:
-        assert disable
-
-    def __call__(self, **options: Any) -> NavaPipelineOutput:
-        self.calls.append(options)
-        shot = self.shots[options["prompt"]]
-        openings = speaking.openings(shot, self.bank)
-        if options.get("guidance") == evaluate_people.GUIDANCE_OFF:
-            openings = [0 * opening for opening in openings]
-        frames = shots.render_frames(shot, openings).astype(np.float32) / 255
-        sound = speaking.render_sound(shot, self.bank)
-        return NavaPipelineOutput(frames=frames, audio=sound, sampling_rate=48_000, seed=0)
-
-
 def test_a_perfect_model_scores_full(
     bank: VoiceBank, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     rows = ["talk", "image", "pair", "no_guidance"]
     table = evaluate_people.ROWS | evaluate_people.FLOORS
     cases = [case for name in rows for case in evaluate_people.make_cases(bank, 3, table[name], "square")]
-    pipeline = PerfectPipeline(bank, cases)
+    pipeline = PerfectPipeline(cases, bank)
     monkeypatch.setattr(evaluate_people, "load_pipeline", lambda source: pipeline)
     bank.save(tmp_path / "voices.npz")
     arguments = ["--voices", str(tmp_path / "voices.npz"), "--clips", "3", "--rows", *rows]

@@ -5,16 +5,15 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+from perfect import PerfectPipeline
 from scipy import ndimage
 
-from nava_core import Guidance
-from nava_core.pipeline import NavaPipelineOutput
 from training import evaluate_roll, scores_roll, shots, speaking, world
+from training.evaluation import SHUFFLED
 from training.measure_roll import find_contact, measure_roll, measure_roll_clip
 from training.rolling import Roll
 
@@ -114,28 +113,6 @@ def test_a_shape_that_moves_with_no_ball_near_it_is_not_hit() -> None:
     assert find_contact(frames, ball, 0 * shape, gap - gap.min(), 24) is None
 
 
-class PerfectPipeline:
-    """Answers the cases' prompts with the world's own clips; without guidance, with pictures that stand still."""
-
-    spec = SimpleNamespace(name="perfect", fps=24, guidance=Guidance())
-
-    def __init__(self, cases: list[evaluate_roll.Case]) -> None:
-        self.shots = {case.prompt: case.shot for case in cases}
-        self.calls: list[dict[str, Any]] = []
-
-    def set_progress_bar_config(self, disable: bool) -> None:
-        assert disable
-
-    def __call__(self, **options: Any) -> NavaPipelineOutput:
-        self.calls.append(options)
-        shot = self.shots[options["prompt"]]
-        frames = shots.render_frames(shot).astype(np.float32) / 255
-        if options.get("guidance") == evaluate_roll.GUIDANCE_OFF:
-            frames[:] = frames[-1:]
-        sound = speaking.render_sound(shot, None)
-        return NavaPipelineOutput(frames=frames, audio=sound, sampling_rate=48_000, seed=0)
-
-
 def test_a_perfect_model_scores_full(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -146,8 +123,8 @@ def test_a_perfect_model_scores_full(
     ]
     pipeline = PerfectPipeline(cases)
     monkeypatch.setattr(evaluate_roll, "load_pipeline", lambda source: pipeline)
-    report, sheet = tmp_path / "report.json", tmp_path / "sheet.png"
-    evaluate_roll.main(["--clips", "3", "--rows", *names, "--out", str(report), "--sheet", str(sheet)])
+    report, sheets = tmp_path / "report.json", tmp_path / "sheets"
+    evaluate_roll.main(["--clips", "3", "--rows", *names, "--out", str(report), "--sheet", str(sheets)])
     data = json.loads(report.read_text(encoding="utf-8"))
     for name in names[:-1]:
         for share in scores_roll.SHARES:
@@ -155,7 +132,7 @@ def test_a_perfect_model_scores_full(
     assert data["rows"]["no_guidance"]["sync 60ms"] == 0 == data["rows"]["no_guidance"]["side"]
     assert set(data["rows"]) == {*names, "shuffled"} and len(data["details"]["image"]) == 3
     assert sum(call.get("image") is not None for call in pipeline.calls) == 3
-    assert sheet.stat().st_size > 0 and evaluate_roll.SHUFFLED in capsys.readouterr().out
+    assert (sheets / "train.png").stat().st_size > 0 and SHUFFLED in capsys.readouterr().out
 
 
 def test_cases_are_fresh_held_out_and_say_the_moment_only_where_asked() -> None:

@@ -27,7 +27,8 @@ from nava_core.decode import decode_mel
 from nava_core.mel import FILTER_LENGTH, HOP_LENGTH, SAMPLING_RATE, mel_filter_bank
 from training import speaking, world
 from training.cache_latents import SOUND_RATE, sound_tokens
-from training.evaluate_people import Case, Row, generate_from_image, make_cases
+from training.evaluate_people import make_cases
+from training.evaluation import Case, Row, generate
 from training.recognise import WordRecogniser, word_error_rate
 from training.shots import speakers
 from training.timbre import OurEncoder, nearer_own, rivals
@@ -35,7 +36,7 @@ from training.voices import VoiceBank
 
 logger = logging.getLogger(__name__)
 ROUNDS = 40
-ROW = Row("one person", "talk", "held_out", "held_out", generate_from_image)
+ROW = Row("one person", "talk", "held_out", generate, voices="held_out")
 
 
 def griffin_lim(mel: torch.Tensor) -> np.ndarray:

@@ -17,8 +17,8 @@ from pathlib import Path
 
 from nava_core import Guidance, NavaPipeline, load_pipeline
 from training import evaluate, evaluate_people
+from training.evaluation import SEED, Case, Evaluation, format_table, generate, with_guidance, write_report
 from training.likeness import clip_likeness, likeness_margins
-from training.scores import score
 from training.sheet import line_chart, stack_rows
 from training.timbre import Encoder, OurEncoder, independent_encoders
 from training.voices import VoiceBank
@@ -35,21 +35,22 @@ Numbers = dict[str, float]
 Curves = dict[str, dict[float, Numbers]]
 
 
-def measure_sync(pipeline: NavaPipeline, cases: Sequence[evaluate.Case], guidance: Guidance) -> Numbers:
+def measure_sync(pipeline: NavaPipeline, cases: Sequence[Case], guidance: Guidance) -> Numbers:
     """Shares of contacts and of clips that are heard in time, and the median error in seconds."""
-    made = evaluate.run_row("sync", pipeline, list(cases), evaluate.with_guidance(guidance))
-    values = score([outcome for _, _, outcome in made])
+    result = Evaluation()
+    result.run_row("sync", with_guidance(guidance), pipeline, cases, evaluate.QUESTIONS)
+    values = result.rows["sync"]
     return {column: values[column] for column in SYNC_COLUMNS}
 
 
 def measure_voices(
-    pipeline: NavaPipeline, bank: VoiceBank, cases: Sequence[evaluate_people.Case], encoders: Mapping[str, Encoder],
+    pipeline: NavaPipeline, bank: VoiceBank, cases: Sequence[Case], encoders: Mapping[str, Encoder],
     guidance: Guidance,
 ) -> Numbers:  # fmt: skip
     """The margin of likeness by each encoder."""
     found = []
     for number, case in enumerate(cases):
-        clip = evaluate_people.generate(pipeline, bank, case, guidance=guidance)
+        clip = generate(pipeline, case, bank, guidance=guidance)
         found.append(clip_likeness(case.shot, bank, clip.audio, clip.rate, encoders))
         logger.info("voices: clip %d of %d", number + 1, len(cases))
     return likeness_margins(found)
@@ -77,7 +78,7 @@ def format_curves(curves: Curves) -> str:
     rows = {f"{axis} {scale:g}": values for axis, curve in curves.items() for scale, values in curve.items()}
     columns = list(dict.fromkeys(column for values in rows.values() for column in values))
     plain = [column for column in columns if column in PLAIN_COLUMNS or column.startswith("likeness")]
-    return evaluate.format_table(rows, {name: name for name in rows}, columns, plain)
+    return format_table(rows, {name: name for name in rows}, columns, plain)
 
 
 def draw(curves: Curves, path: Path) -> None:
@@ -100,7 +101,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--timbre", action="store_true", help="judge the voices by encoders trained elsewhere too")
     parser.add_argument("--out", type=Path, default=None, help="JSON report, written anew after each point")
     parser.add_argument("--plot", type=Path, default=None, help="PNG of the curves")
-    parser.add_argument("--seed", type=int, default=evaluate.SEED)
+    parser.add_argument("--seed", type=int, default=SEED)
     chosen = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     pipeline = load_pipeline(chosen.source)
@@ -124,7 +125,7 @@ def main(arguments: list[str] | None = None) -> None:
     for curves in sweep(pipeline.spec.guidance, {axis: measures[axis] for axis in chosen.axes}):
         if chosen.out:
             report = {"model": pipeline.spec.name, "clips": chosen.clips, "seed": chosen.seed, "row": chosen.row}
-            evaluate.write_report(chosen.out, report | {"curves": curves})
+            write_report(chosen.out, report | {"curves": curves})
     if chosen.plot:
         draw(curves, chosen.plot)
     print(format_curves(curves))

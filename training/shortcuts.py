@@ -25,7 +25,8 @@ from nava_core import NavaPipeline, load_pipeline
 from nava_core.pipeline import NavaPipelineOutput
 from nava_core.request import Shortcuts
 from nava_core.step_cache import step_cache
-from training.evaluate import Case, as_clip, make_cases
+from training.evaluate import make_cases
+from training.evaluation import Case, as_clip
 from training.measure import measure_clip
 from training.scores import Outcome, score
 

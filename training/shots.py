@@ -63,6 +63,11 @@ def shot_from_dict(values: dict[str, Any]) -> Shot:
     return Shot(**{**values, "people": people, "scene": scene, "roll": roll})
 
 
+def fall(scene: world.Scene) -> Shot:
+    """The shot of a falling shape, as stage 1's model makes it."""
+    return Shot("fall", scene.background, "still", 128, 128, 2.0, seed=0, scene=scene)
+
+
 def sample_shot(rng: np.random.Generator, kind: str, split: str = "train", size: str | None = None) -> Shot:
     """A shot of `kind`; its people are silent until `training.speaking.give_voices` has given them words.
 
@@ -78,8 +83,7 @@ def sample_shot(rng: np.random.Generator, kind: str, split: str = "train", size:
         )
     seed = int(rng.integers(2**31))
     if kind == "fall":
-        scene = world.sample_scene(rng, split)
-        return Shot(kind, scene.background, "still", 128, 128, 2.0, seed, scene=scene)
+        return replace(fall(world.sample_scene(rng, split)), seed=seed)
     wall = list(WALLS)[rng.integers(len(WALLS))]
     if kind == "roll":
         return Shot(kind, wall, "still", 128, 128, 2.0, seed, roll=sample_roll(rng, split))
