@@ -19,6 +19,7 @@ from nava_core.engine import Engine, PipelineSource
 from rewriter import make_rewriter
 from rewriter.backends.base import Chunk
 from ui.rewriting import RewriteDesk
+from ui.state import Form
 
 SMALL = {
     "name": "nava-nano",
@@ -156,3 +157,26 @@ def studio(
             yield url
         finally:
             demo.close()
+
+
+def form(**changes: Any) -> Form:
+    """A form as somebody has filled it in."""
+    values: dict[str, Any] = {
+        "prompt": "圆球 ~~你好~~ ~~再见~~",
+        "negative_prompt": "模糊",
+        "image": None,
+        "modality": "audio_video",
+        "size": "832x480",
+        "seconds": 3.0,
+        "steps": 7,
+        "seed": "5",
+        "random_seed": False,
+        "variations": 1,
+        "video": 1.0,
+        "audio": 2.0,
+        "video_align": 3.0,
+        "audio_align": 4.0,
+        "timbre": 5.0,
+        "align": False,
+    }
+    return Form(**values | changes)

@@ -6,7 +6,6 @@ import os
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,13 +16,13 @@ import pytest
 import soundfile
 import torch
 from studio_server import tiny_pipeline
+from waiting import finished, wait_for
 
 from nava_core.conditioning.speaker import embed_speakers
 from nava_core.engine import (
     EngineError,
     InProcessEngine,
     InProcessRunner,
-    Job,
     Outcome,
     Progress,
     QueueEngine,
@@ -75,10 +74,6 @@ def break_next(pipeline: Any) -> Iterator[Callable[[BaseException], None]]:
     hook = pipeline.transformer.register_forward_pre_hook(fail)
     yield errors.append
     hook.remove()
-
-
-def finished(engine: QueueEngine, job_id: str) -> Job:
-    return list(engine.events(job_id))[-1]
 
 
 def test_a_job_becomes_a_clip_with_as_many_step_events_as_steps(engine: InProcessEngine) -> None:
@@ -404,10 +399,3 @@ def test_a_killed_run_is_made_again_to_the_same_clip(pipeline: Any, tmp_path: Pa
     finally:
         engine.close()
     assert len(list((tmp_path / "clips").iterdir())) == 2
-
-
-def wait_for(condition: Callable[[], bool], seconds: float = 60.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen"
-        time.sleep(0.01)

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from queue_child import SoundRunner
 from studio_server import offline_desk
+from waiting import wait_for
 
 from nava_core.engine.jobs import EngineError, EngineStatus, Job, JobError, JobStateError, UnknownJob
 from nava_core.engine.queue import QueueEngine
@@ -75,13 +76,6 @@ def desk(service: Service, feed: QueueFeed) -> QueueDesk:
 
 def sound(prompt: str = "a ball", **rest: Any) -> GenerationRequest:
     return GenerationRequest(prompt, modality="audio", **rest)
-
-
-def wait_for(condition: Any) -> None:
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen"
-        time.sleep(0.005)
 
 
 def order(engine: QueueEngine, owner: str | None = None) -> list[str]:

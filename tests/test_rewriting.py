@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import threading
-import time
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing
 from dataclasses import replace
@@ -15,6 +14,7 @@ import gradio as gr
 import pytest
 from queue_child import SPEC, SoundRunner
 from studio_server import TypingModel, offline_desk
+from waiting import wait_for
 
 from nava_core.engine import EngineError, EngineStatus, Job, JobError, QueueEngine
 from nava_core.request import GenerationCancelled, GenerationRequest, RequestError
@@ -35,13 +35,6 @@ from ui.updates import stage_updates
 TEXT = Catalogue("en")
 PROMPT = "A red ball falls. She says: ~~Hello there~~"
 PATIENCE = 60.0
-
-
-def wait_for(condition: Any) -> None:
-    ends = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < ends
-        time.sleep(0.01)
 
 
 def ended(desk: RewriteDesk, rewriting_id: str) -> Rewriting:
