@@ -29,7 +29,7 @@ from studio_server import TypingModel, form, offline_desk, slow_down, studio, ti
 import app
 from nava_core.engine import DATABASE, EngineStatus, InProcessEngine, Job, JobError, QueueEngine
 from nava_core.media import read_recipe
-from nava_core.request import GenerationRequest, ModelSpec
+from nava_core.request import GenerationRequest
 from nava_core.speech import parse_speech
 from rewriter import Rewriter
 from ui import captions, handlers, updates
@@ -42,9 +42,6 @@ from ui.studio import build_page
 
 ROOT = Path(__file__).parent.parent
 TEXT = Catalogue("en")
-SPEC = ModelSpec(
-    "nava-nano", hint="Shapes: ball, star (圆球、星星).", negative_prompt="模糊", negative_prompt_audio="噪声"
-)
 
 
 # The handlers, on a page that nobody has launched

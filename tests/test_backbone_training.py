@@ -34,6 +34,13 @@ def config() -> dict[str, Any]:
 
 
 @pytest.fixture
+def kept_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A trainer sets its process's threads and denormals; the other tests' stay as they are."""
+    monkeypatch.setattr(torch, "set_num_threads", lambda threads: None)
+    monkeypatch.setattr(torch, "set_flush_denormal", lambda flush: True)
+
+
+@pytest.fixture
 def latents(tmp_path: Path) -> Path:
     """Four clips of noise, and the shots that they would be of."""
     folder = tmp_path / "latents"
@@ -81,10 +88,8 @@ def test_bfloat16_multiplies_and_float32_keeps(config: dict[str, Any], latents: 
 
 
 def test_a_run_is_resumed_and_built_on(
-    config: dict[str, Any], latents: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    config: dict[str, Any], latents: Path, tmp_path: Path, kept_threads: None
 ) -> None:
-    monkeypatch.setattr(torch, "set_num_threads", lambda threads: None)  # the other tests' threads stay
-    monkeypatch.setattr(torch, "set_flush_denormal", lambda flush: True)
     out = tmp_path / "run"
     backbone.train({**config, "minutes": 0.03}, latents, WEIGHTS, out, resume=False)
     first = common.load_checkpoint(out)
@@ -100,10 +105,8 @@ def test_a_run_is_resumed_and_built_on(
 
 
 def test_sound_alone_has_its_share_of_the_batches(
-    config: dict[str, Any], latents: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    config: dict[str, Any], latents: Path, tmp_path: Path, kept_threads: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(torch, "set_num_threads", lambda threads: None)
-    monkeypatch.setattr(torch, "set_flush_denormal", lambda flush: True)
     sound = tmp_path / "sound"
     shutil.copytree(latents, sound)
     tensors = load_file(latents / "shard_00000.safetensors")

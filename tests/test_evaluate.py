@@ -44,9 +44,12 @@ def test_cases_are_fresh_held_out_and_independent_of_their_number() -> None:
     assert evaluate.make_cases(5, "held_out", seed=1) != cases
 
 
-def test_no_clips_have_no_score() -> None:
+def test_no_clips_have_no_score(pipeline: PerfectPipeline, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(ValueError, match="at least one"):
         scores.score([])
+    with pytest.raises(SystemExit):
+        evaluate.main(["--clips", "0"])
+    assert "at least one" in capsys.readouterr().err
 
 
 def test_a_missing_number_is_a_dash_and_null(tmp_path: Path) -> None:

@@ -11,12 +11,10 @@ from hypothesis import strategies as st
 
 from ui import gallery_views
 from ui.catalogue import Catalogue
-from ui.gallery_handlers import Filters
 from ui.library.clips import Clip, Stack
 
 TEXT = Catalogue("en")
 NASTY = "<img src=x onerror='window.bad=1'> & \"quoted\" {{this}} ${1+1}"
-EVERYTHING = Filters("", "all", 24, ())
 
 
 class Markup(HTMLParser):

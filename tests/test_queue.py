@@ -22,7 +22,6 @@ from nava_core.engine.runner import Outcome, RunFailed, RunnerInfo, RunnerLost
 from nava_core.engine.store import JobStore
 from nava_core.request import GenerationRequest, RequestError
 
-CHILD = Path(__file__).with_name("queue_child.py")
 REQUEST = GenerationRequest("a ball", modality="audio")
 
 

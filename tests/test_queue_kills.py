@@ -22,10 +22,8 @@ from waiting import finished, wait_for
 from nava_core import media
 from nava_core.engine.jobs import Job
 from nava_core.engine.queue import QueueEngine
-from nava_core.request import GenerationRequest
 
 CHILD = Path(__file__).with_name("queue_child.py")
-REQUEST = GenerationRequest("a ball", modality="audio")
 
 
 class Children:

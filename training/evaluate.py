@@ -10,7 +10,7 @@ clips, untrained weights; and above them the ceiling, the world's own clips thro
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -31,6 +31,7 @@ from training.evaluation import (
     generate_from_image,
     generate_without_alignment,
     generate_without_guidance,
+    make_rows,
     reconstruct,
     run_evaluation,
 )
@@ -92,25 +93,29 @@ def label(outcome: Outcome) -> str:
     return f"asked: {asked}; is: {picture.colour} {picture.shape}, {picture.column}; seen {seen}; heard {heard}"
 
 
-QUESTIONS = Questions(measure, describe, label, score)
+def unmatched(made: Sequence[tuple[Outcome, Clip]], fps: float) -> list[Outcome]:
+    return shuffled([outcome for outcome, _ in made])
+
+
+QUESTIONS = Questions(measure, describe, label, score, unmatched)
 
 
 def evaluate(pipeline: NavaPipeline, names: list[str], clips: int, seed: int = SEED) -> Iterator[Evaluation]:
     """Run the rows `names` (keys of ROWS and FLOORS) with `clips` clips each; yields what there is after each row."""
-    result = Evaluation()
-    for name in names:
-        row = (ROWS | FLOORS)[name]
-        cases = make_cases(clips, row.split, seed, row.moment)
-        outcomes = [outcome for outcome, _ in result.run_row(name, row.make, pipeline, cases, QUESTIONS)]
-        if name == "held_out" and len(outcomes) > 1:
-            result.rows["shuffled"] = score(shuffled(outcomes))
-        yield result
+
+    def cases_of(row: Row) -> list[Case]:
+        return make_cases(clips, row.split, seed, row.moment)
+
+    return make_rows(pipeline, TABLE, names, cases_of, QUESTIONS)
 
 
 def main(arguments: list[str] | None = None) -> None:
-    chosen = evaluation_parser(__doc__, TABLE, list(ROWS)).parse_args(arguments)
+    parser = evaluation_parser(__doc__, TABLE, list(ROWS))
+    chosen = parser.parse_args(arguments)
     names = asked_rows(chosen, list(FLOORS))
-    run_evaluation(chosen, TABLE, load_pipeline, lambda pipeline: evaluate(pipeline, names, chosen.clips, chosen.seed))
+    run_evaluation(
+        parser, chosen, TABLE, load_pipeline, lambda pipeline: evaluate(pipeline, names, chosen.clips, chosen.seed)
+    )
 
 
 if __name__ == "__main__":

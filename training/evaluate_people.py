@@ -14,7 +14,7 @@ voice's ("voice"), to one's of the same sex and like pitch ("like"), and of two 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,7 @@ from training.evaluation import (
     generate_unvoiced,
     generate_without_alignment,
     generate_without_guidance,
+    make_rows,
     reconstruct,
     run_evaluation,
 )
@@ -107,7 +108,11 @@ def ask(bank: VoiceBank, listeners: Listeners) -> Questions[Outcome]:
         measured = measure_people_clip(clip.frames, clip.audio, fps, clip.rate)
         return Outcome(case.shot, measured, seconds, heard, voices)
 
-    return Questions(measure, describe, label, score)
+    return Questions(measure, describe, label, score, unmatched)
+
+
+def unmatched(made: Sequence[tuple[Outcome, Clip]], fps: float) -> list[Outcome]:
+    return shuffled([outcome for outcome, _ in made], [clip.audio for _, clip in made], fps, made[0][1].rate)
 
 
 def describe(case: Case, outcome: Outcome) -> dict[str, Any]:
@@ -141,16 +146,12 @@ def evaluate(
     pipeline: NavaPipeline, bank: VoiceBank, names: list[str], clips: int, listeners: Listeners, seed: int = SEED
 ) -> Iterator[Evaluation]:
     """Run the rows `names` (keys of ROWS and FLOORS) with `clips` clips each; yields what there is after each row."""
-    result = Evaluation()
-    for name in names:
-        row = (ROWS | FLOORS)[name]
+
+    def cases_of(row: Row) -> list[Case]:
         size = None if row.kind == "tour" and len(pipeline.spec.sizes) > 1 else "square"
-        cases = make_cases(bank, clips, row, size, seed)
-        made = result.run_row(name, row.make, pipeline, cases, ask(bank, listeners), bank)
-        if name == "talk" and len(made) > 1:
-            outcomes, sounds = [outcome for outcome, _ in made], [clip.audio for _, clip in made]
-            result.rows["shuffled"] = score(shuffled(outcomes, sounds, pipeline.spec.fps, made[0][1].rate))
-        yield result
+        return make_cases(bank, clips, row, size, seed)
+
+    return make_rows(pipeline, TABLE, names, cases_of, ask(bank, listeners), bank)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -163,7 +164,7 @@ def main(arguments: list[str] | None = None) -> None:
     recogniser = WordRecogniser(chosen.recogniser) if chosen.recogniser else None
     listeners = Listeners(recogniser, independent_encoders() if chosen.timbre else {})
     result = run_evaluation(
-        chosen, TABLE, load_pipeline,
+        parser, chosen, TABLE, load_pipeline,
         lambda pipeline: evaluate(pipeline, bank, names, chosen.clips, listeners, chosen.seed),
     )  # fmt: skip
     if chosen.timbre:

@@ -8,7 +8,7 @@ shape are held out of the training, or not; a first frame is given; the prompt d
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -21,10 +21,12 @@ from training.evaluation import (
     Clip,
     Evaluation,
     Questions,
+    Row,
     Table,
     asked_rows,
     draw_cases,
     evaluation_parser,
+    make_rows,
     run_evaluation,
 )
 from training.measure_roll import measure_roll_clip
@@ -70,25 +72,29 @@ def label(outcome: Outcome) -> str:
     return f"asked: {asked}; is: {seen}; seen {next(moments)}; heard {next(moments)}; {sound.balance:+.1f} dB"
 
 
-QUESTIONS = Questions(measure, describe, label, score)
+def unmatched(made: Sequence[tuple[Outcome, Clip]], fps: float) -> list[Outcome]:
+    return shuffled([outcome for outcome, _ in made])
+
+
+QUESTIONS = Questions(measure, describe, label, score, unmatched)
 
 
 def evaluate(pipeline: NavaPipeline, names: list[str], clips: int, seed: int = SEED) -> Iterator[Evaluation]:
     """Run the rows `names` (keys of ROWS and FLOORS) with `clips` clips each; yields what there is after each row."""
-    result = Evaluation()
-    for name in names:
-        row = (ROWS | FLOORS)[name]
-        cases = make_cases(clips, row.split, seed, row.moment)
-        outcomes = [outcome for outcome, _ in result.run_row(name, row.make, pipeline, cases, QUESTIONS)]
-        if name == "held_out" and len(outcomes) > 1:
-            result.rows["shuffled"] = score(shuffled(outcomes))
-        yield result
+
+    def cases_of(row: Row) -> list[Case]:
+        return make_cases(clips, row.split, seed, row.moment)
+
+    return make_rows(pipeline, TABLE, names, cases_of, QUESTIONS)
 
 
 def main(arguments: list[str] | None = None) -> None:
-    chosen = evaluation_parser(__doc__, TABLE, list(ROWS)).parse_args(arguments)
+    parser = evaluation_parser(__doc__, TABLE, list(ROWS))
+    chosen = parser.parse_args(arguments)
     names = asked_rows(chosen, list(FLOORS))
-    run_evaluation(chosen, TABLE, load_pipeline, lambda pipeline: evaluate(pipeline, names, chosen.clips, chosen.seed))
+    run_evaluation(
+        parser, chosen, TABLE, load_pipeline, lambda pipeline: evaluate(pipeline, names, chosen.clips, chosen.seed)
+    )
 
 
 if __name__ == "__main__":

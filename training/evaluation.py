@@ -16,26 +16,25 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import numpy as np
-import soxr
 import torch
 from PIL import Image
 
 from nava_core import Guidance, NavaPipeline
-from nava_core.decode import encode_audio, encode_video
-from nava_core.mel import log_mel_spectrogram
+from nava_core.decode import encode_video
 from nava_core.pipeline import NavaPipelineOutput
 from training import shots, speaking, world
+from training.cache_latents import sound_tokens
 from training.captions_people import shot_caption
 from training.rolling import Roll
 from training.sheet import clip_row, stack_rows
 from training.shots import Shot, speakers
+from training.video_windows import to_pixels
 from training.voices import VoiceBank
 
 logger = logging.getLogger(__name__)
 
 # The caches of the training draw clip i with seed i; a pair of numbers as the seed is none of those.
 SEED = 7_000_003
-SOUND_RATE, MEL_RATE = 48_000, 16_000
 SHEET_CLIPS = 12
 GUIDANCE_OFF = Guidance(video=1.0, audio=1.0, align=False)
 SHUFFLED = "sounds shuffled"
@@ -119,12 +118,9 @@ def generate_without_guidance(pipeline: NavaPipeline, case: Case, bank: VoiceBan
 
 def reconstruct(pipeline: NavaPipeline, case: Case, bank: VoiceBank | None = None) -> Clip:
     """The shot's own render through the autoencoders: what a perfect backbone would reach."""
-    frames, sound = render_frames(case.shot, bank), speaking.render_sound(case.shot, bank, SOUND_RATE)
-    pixels = torch.from_numpy(frames).permute(3, 0, 1, 2).float() / 127.5 - 1
-    low = soxr.resample(sound.T, SOUND_RATE, MEL_RATE).T
-    mel = log_mel_spectrogram(torch.from_numpy(np.ascontiguousarray(low)))
     latents = NavaPipelineOutput(
-        latents=encode_video(pipeline.vae, pixels), audio_latents=encode_audio(pipeline.audio_vae, mel)
+        latents=encode_video(pipeline.vae, to_pixels(render_frames(case.shot, bank))),
+        audio_latents=sound_tokens(pipeline.audio_vae, case.shot, bank),
     )
     with torch.no_grad():
         return as_clip(pipeline.decode(latents, "np"))
@@ -183,13 +179,14 @@ class Questions(Generic[O]):
 
     measure: an outcome of a case, its clip, frames a second and the seconds that it took to make. describe: one clip as
     data for the report. label: what was asked for and what was measured, for the log and the contact sheet. score: a
-    row's numbers.
+    row's numbers. shuffled: outcomes of the pictures with the sounds of other clips, given frames a second.
     """
 
     measure: Callable[[Case, Clip, float, float], O]
     describe: Callable[[Case, O], dict[str, Any]]
     label: Callable[[O], str]
     score: Callable[[Sequence[O]], dict[str, float]]
+    shuffled: Callable[[Sequence[tuple[O, Clip]], float], Sequence[O]]
 
 
 @dataclass
@@ -258,7 +255,10 @@ def _finite(value: Any) -> Any:
 
 @dataclass(frozen=True)
 class Table:
-    """What a report may hold: rows, made unless others are asked for; floors, made when asked for; columns."""
+    """What a report may hold: rows, made unless others are asked for; floors, made when asked for; columns.
+
+    With the first row comes one more, its clips with their sounds shuffled.
+    """
 
     rows: dict[str, Row]
     floors: dict[str, Row]
@@ -283,24 +283,45 @@ def evaluation_parser(description: str | None, table: Table, default: Sequence[s
     return parser
 
 
+def make_rows(
+    pipeline: NavaPipeline, table: Table, names: Sequence[str], cases_of: Callable[[Row], list[Case]],
+    questions: Questions[O], bank: VoiceBank | None = None,
+) -> Iterator[Evaluation]:  # fmt: skip
+    """Make the rows `names` of the table; yields what there is after each."""
+    result = Evaluation()
+    for name in names:
+        row = (table.rows | table.floors)[name]
+        made = result.run_row(name, row.make, pipeline, cases_of(row), questions, bank)
+        if name == next(iter(table.rows)) and len(made) > 1:
+            result.rows["shuffled"] = questions.score(questions.shuffled(made, pipeline.spec.fps))
+        yield result
+
+
 def run_evaluation(
+    parser: argparse.ArgumentParser,
     chosen: argparse.Namespace,
     table: Table,
     load: Callable[[str | None], NavaPipeline],
     evaluate: Callable[[NavaPipeline], Iterator[Evaluation]],
 ) -> Evaluation:
-    """Take an evaluation's rows one by one, save what there is after each, print the table."""
+    """Take an evaluation's rows one by one, save what there is after each, print the table.
+
+    A ValueError on the way, such as that no clips have no score, is told as the parser tells errors.
+    """
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     pipeline = load(chosen.source)
     pipeline.set_progress_bar_config(disable=True)
     result = Evaluation()
-    for result in evaluate(pipeline):
-        if chosen.out:
-            result.save(chosen.out, model=pipeline.spec.name, clips=chosen.clips, seed=chosen.seed)
-        if chosen.sheet:
-            chosen.sheet.mkdir(parents=True, exist_ok=True)
-            for name, pictures in result.pictures.items():
-                stack_rows(pictures).save(chosen.sheet / f"{name}.png")
+    try:
+        for result in evaluate(pipeline):
+            if chosen.out:
+                result.save(chosen.out, model=pipeline.spec.name, clips=chosen.clips, seed=chosen.seed)
+            if chosen.sheet:
+                chosen.sheet.mkdir(parents=True, exist_ok=True)
+                name = next(reversed(result.pictures))
+                stack_rows(result.pictures[name]).save(chosen.sheet / f"{name}.png")
+    except ValueError as error:
+        parser.error(str(error))
     print(format_table(result.rows, table.titles, table.columns, table.plain))
     return result
 

@@ -63,9 +63,9 @@ def shot_from_dict(values: dict[str, Any]) -> Shot:
     return Shot(**{**values, "people": people, "scene": scene, "roll": roll})
 
 
-def fall(scene: world.Scene) -> Shot:
+def fall(scene: world.Scene, seed: int = 0) -> Shot:
     """The shot of a falling shape, as stage 1's model makes it."""
-    return Shot("fall", scene.background, "still", 128, 128, 2.0, seed=0, scene=scene)
+    return Shot("fall", scene.background, "still", 128, 128, 2.0, seed, scene=scene)
 
 
 def sample_shot(rng: np.random.Generator, kind: str, split: str = "train", size: str | None = None) -> Shot:
@@ -83,7 +83,7 @@ def sample_shot(rng: np.random.Generator, kind: str, split: str = "train", size:
         )
     seed = int(rng.integers(2**31))
     if kind == "fall":
-        return replace(fall(world.sample_scene(rng, split)), seed=seed)
+        return fall(world.sample_scene(rng, split), seed)
     wall = list(WALLS)[rng.integers(len(WALLS))]
     if kind == "roll":
         return Shot(kind, wall, "still", 128, 128, 2.0, seed, roll=sample_roll(rng, split))
