@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_app import TEXT, form
+from studio_server import form
+from test_app import TEXT
 
 from nava_core.request import GenerationRequest, ModelSpec, RequestError, Shortcuts
 from ui.faster import DEFAULTS, LoraFolder, shortcuts_of
