@@ -25,6 +25,7 @@ import pytest
 import soundfile
 import torch
 from conftest import GOLDEN
+from waiting import wait_for
 
 from nava_core.conditioning.speaker import embed_speakers
 from nava_core.conditioning.text import count_tokens
@@ -34,7 +35,7 @@ from nava_core.engine.overhead import job_overhead
 from nava_core.engine.parallel import PeerError, RankFailure
 from nava_core.engine.pulse import Patience
 from nava_core.engine.runner import Outcome, Progress, RunFailed, RunnerLost, Task
-from nava_core.engine.vitals import Vitals
+from nava_core.engine.vitals import ALONE_SECONDS, Vitals
 from nava_core.engine.wire import Alive, GroupBroken, Switchboard, Unsurvivable, dial, ready_among
 from nava_core.engine.workers import WorkerRunner
 from nava_core.export import save_output
@@ -399,22 +400,21 @@ def test_a_process_that_is_killed_or_stopped_while_it_loads_is_replaced(hit: sig
 def test_vitals_tell_work_and_waiting_for_work_from_rest() -> None:
     """Of a process alone, and of one whose child works for it."""
     source = "import subprocess, sys\nfor line in sys.stdin: "
-    spin = "i = 10**8\nwhile i: i -= 1"
-    process = subprocess.Popen(
+    spin = "i = 3 * 10**8\nwhile i: i -= 1"
+    process = psutil.Popen(
         [sys.executable, "-c", f"{source}subprocess.run([sys.executable, '-c', {spin!r}]) if 'child' in line else 0"],
         stdin=subprocess.PIPE,
         text=True,
     )
-    assert process.stdin is not None
     vitals = Vitals(process.pid, time.monotonic())
     try:
         rests(vitals)
         print("child", file=process.stdin, flush=True)
-        deadline = time.monotonic() + 60
-        while vitals.idle(time.monotonic()) > 0.5:  # the child is found, and its work counts
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
-        psutil.Process(process.pid).children()[0].kill()
+        wait_for(process.children)
+        # Starting the child was work of its own. Only after that has grown old does the child's count.
+        time.sleep(1.5 * ALONE_SECONDS)
+        wait_for(lambda: vitals.idle(time.monotonic()) < 0.5)
+        process.children()[0].kill()
         rests(vitals)
         process.send_signal(signal.SIGSTOP)
         rests(vitals)
@@ -428,10 +428,7 @@ def test_vitals_tell_work_and_waiting_for_work_from_rest() -> None:
 
 def rests(vitals: Vitals) -> None:
     """Waits until it has done nothing for two seconds."""
-    deadline = time.monotonic() + 60
-    while vitals.idle(time.monotonic()) < 2.0:
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    wait_for(lambda: vitals.idle(time.monotonic()) >= 2.0)
 
 
 def test_close_ends_a_start_and_all_that_comes_later(tmp_path: Path) -> None:
