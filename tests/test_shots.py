@@ -39,6 +39,15 @@ def test_every_kind_has_its_size_and_survives_json() -> None:
         shots.sample_shot(np.random.default_rng(0), "opera")
     with pytest.raises(ValueError, match="square"):
         shots.sample_shot(np.random.default_rng(0), "talk", size="portrait")
+    with pytest.raises(ValueError, match="seconds is 3 for a shot of the kind talk; 2"):
+        shots.sample_shot(np.random.default_rng(0), "talk", seconds=3)
+
+
+def test_a_longer_shot_is_the_same_shot_for_longer() -> None:
+    drawn = [shots.sample_shot(np.random.default_rng(2), "tour", size="landscape", seconds=s) for s in (2.0, 3.0, 4.0)]
+    assert drawn == [replace(drawn[0], seconds=s) for s in (2.0, 3.0, 4.0)]
+    frames = shots.render_frames(drawn[2], [np.zeros(97, np.float32)] * len(drawn[2].people))
+    assert frames.shape == (97, 128, 224, 3)
 
 
 def test_held_out_looks_leave_every_hair_and_every_colour_in_training() -> None:

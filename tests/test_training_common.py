@@ -276,6 +276,15 @@ def test_shards_of_all_buckets_come_by_turns(tmp_path: Path) -> None:
     assert len({shard.path for shard in shards}) == len(shards) == 6
 
 
+def test_a_bucket_of_another_length_draws_other_clips_and_has_files_of_its_own(tmp_path: Path) -> None:
+    short, long = (cache_latents.Bucket.from_config(name, 1) for name in ("tour/portrait", "tour/portrait/3"))
+    shot, longer = (bucket.draw(0, "train")[0] for bucket in (short, long))
+    assert (shot.seconds, longer.seconds, longer.num_frames) == (2.0, 3.0, 73)
+    assert (shot.width, longer.width) == (128, 128) and shot.seed != longer.seed
+    paths = [shard.path.name for shard in cache_latents.CachePlan(tmp_path, tmp_path, None, (short, long), 2).shards()]
+    assert paths == ["shard_tour_portrait_00000.safetensors", "shard_tour_portrait_3_00000.safetensors"]
+
+
 def test_cache_refuses_latents_of_another_encoder(tiny_models: Path, tmp_path: Path) -> None:
     plan = cache_plan(tmp_path / "cache", tiny_models, clips=1, shard=1)
     cache_latents.check_folder(plan)

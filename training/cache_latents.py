@@ -2,14 +2,14 @@
 
     python -m training.cache_latents --config training/configs/latents_stage2.yaml --out runs/latents_stage2 --workers 2
 
-Clip number i of a bucket (a kind of shot at one frame size) is drawn with the seed (bucket, i), so a run can be
-stopped, resumed and made longer. A shard is a `.safetensors` file of one bucket with `video` (clips, channels, latent
-frames, height, width) and `audio` (clips, tokens, channels), float16; beside it a `.json` list of the shots, from which
-captions are drawn at training time, and, once there is a speaker encoder, a file `voices_...` with `speakers` (clips,
-2, 192), float32, the embedding of each person's voice, zeros for nobody. The first latent frame of `video` is also the
-encoding of the first frame alone: the autoencoder is causal. With `sound_only` in the config nothing is drawn or
-encoded but the sound, for the backbone's first phase, which trains on sound alone; `voices` names those that speak,
-where not all of them are to.
+Clip number i of a bucket (a kind of shot at one frame size and length) is drawn with the seed (bucket, i), so a run can
+be stopped, resumed and made longer. A shard is a `.safetensors` file of one bucket with `video` (clips, channels,
+latent frames, height, width) and `audio` (clips, tokens, channels), float16; beside it a `.json` list of the shots,
+from which captions are drawn at training time, and, once there is a speaker encoder, a file `voices_...` with
+`speakers` (clips, 2, 192), float32, the embedding of each person's voice, zeros for nobody. The first latent frame of
+`video` is also the encoding of the first frame alone: the autoencoder is causal. With `sound_only` in the config
+nothing is drawn or encoded but the sound, for the backbone's first phase, which trains on sound alone; `voices` names
+those that speak, where not all of them are to.
 """
 
 from __future__ import annotations
@@ -47,16 +47,28 @@ SPEAKER_DIM, MOST_PEOPLE = 192, 2
 
 @dataclass(frozen=True)
 class Bucket:
-    """Clips of one kind at one frame size; `size` is a key of `shots.SIZES`."""
+    """Clips of one kind, frame size and length; `size` is a key of `shots.SIZES`."""
 
     kind: str
     size: str
     clips: int
+    seconds: float = shots.SECONDS
+
+    @classmethod
+    def from_config(cls, name: str, clips: int) -> Bucket:
+        """Of "kind/size", or "kind/size/seconds"."""
+        kind, size, *rest = name.split("/")
+        return cls(kind, size, clips, *map(float, rest))
+
+    @property
+    def name(self) -> tuple[str, ...]:
+        """Kind, size and, where it is another than all clips once had, the length."""
+        return (self.kind, self.size, *([f"{self.seconds:g}"] if self.seconds != shots.SECONDS else []))
 
     def draw(self, number: int, split: str) -> tuple[Shot, np.random.Generator]:
         """Shot `number`, silent yet, and the generator for the rest of it."""
-        rng = np.random.default_rng([number, *f"{self.kind} {self.size} {split}".encode()])
-        return shots.sample_shot(rng, self.kind, split, self.size), rng
+        rng = np.random.default_rng([number, *" ".join((*self.name, split)).encode()])
+        return shots.sample_shot(rng, self.kind, split, self.size, self.seconds), rng
 
 
 @dataclass(frozen=True)
@@ -123,7 +135,7 @@ class CachePlan:
         return [shard for _, shard in sorted(placed, key=lambda entry: entry[0])]
 
     def _path(self, bucket: Bucket, number: int) -> Path:
-        return self.out / f"shard_{bucket.kind}_{bucket.size}_{number:05d}.safetensors"
+        return self.out / f"shard_{'_'.join(bucket.name)}_{number:05d}.safetensors"
 
 
 class ClipEncoder:
@@ -263,8 +275,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2, help="processes of one thread each")
     arguments = parser.parse_args()
     config = common.load_config(arguments.config)
-    named = [(*name.split("/"), clips) for name, clips in config["clips"].items()]
-    buckets = tuple(Bucket(kind, size, clips) for kind, size, clips in named)
+    buckets = tuple(Bucket.from_config(name, clips) for name, clips in config["clips"].items())
     sound_only = config.get("sound_only", False)
     names = tuple(config.get("voices", ()))
     plan = CachePlan(arguments.out, arguments.model, arguments.voices, buckets, config["shard"], sound_only, names)

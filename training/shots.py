@@ -23,6 +23,9 @@ from training.rolling import Roll, draw_roll, roll_boxes, sample_roll
 
 SIZES = {"square": (128, 128), "landscape": (224, 128), "portrait": (128, 224)}
 KINDS = ("fall", "roll", "talk", "pair", "tour", "view")
+# Kinds of any size and length; all others are square and of SECONDS.
+OPEN_KINDS = ("tour", "view")
+SECONDS = 2.0
 
 
 @dataclass(frozen=True)
@@ -65,36 +68,40 @@ def shot_from_dict(values: dict[str, Any]) -> Shot:
 
 def fall(scene: world.Scene, seed: int = 0) -> Shot:
     """The shot of a falling shape, as stage 1's model makes it."""
-    return Shot("fall", scene.background, "still", 128, 128, 2.0, seed, scene=scene)
+    return Shot("fall", scene.background, "still", 128, 128, SECONDS, seed, scene=scene)
 
 
-def sample_shot(rng: np.random.Generator, kind: str, split: str = "train", size: str | None = None) -> Shot:
+def sample_shot(
+    rng: np.random.Generator, kind: str, split: str = "train", size: str | None = None, seconds: float = SECONDS
+) -> Shot:
     """A shot of `kind`; its people are silent until `training.speaking.give_voices` has given them words.
 
     split: "train", "held_out" or "all", of colour and shape and of hair and clothes. size: a key of SIZES; None draws
-    it where the kind leaves it open ("tour" and "view"; all others are square).
+    it where the kind leaves it open (OPEN_KINDS). seconds: the length, which those kinds leave open too.
     """
     if kind not in KINDS:
         raise ValueError(f"kind is {kind!r}; it must be one of {', '.join(KINDS)}")
-    open_size = kind in ("tour", "view")
-    if size not in ((*SIZES, None) if open_size else ("square", None)):
+    is_open = kind in OPEN_KINDS
+    if size not in ((*SIZES, None) if is_open else ("square", None)):
+        raise ValueError(f"size is {size!r} for a shot of the kind {kind}; {', '.join(SIZES) if is_open else 'square'}")
+    if seconds < SECONDS or (seconds > SECONDS and not is_open):
         raise ValueError(
-            f"size is {size!r} for a shot of the kind {kind}; {', '.join(SIZES) if open_size else 'square'}"
+            f"seconds is {seconds:g} for a shot of the kind {kind}; {SECONDS:g}{' or more' if is_open else ''}"
         )
     seed = int(rng.integers(2**31))
     if kind == "fall":
         return fall(world.sample_scene(rng, split), seed)
     wall = list(WALLS)[rng.integers(len(WALLS))]
     if kind == "roll":
-        return Shot(kind, wall, "still", 128, 128, 2.0, seed, roll=sample_roll(rng, split))
+        return Shot(kind, wall, "still", 128, 128, SECONDS, seed, roll=sample_roll(rng, split))
     if kind in ("talk", "pair"):
         people = _one(rng, split) if kind == "talk" else _two(rng, split)
-        return Shot(kind, wall, "still", 128, 128, 2.0, seed, people=people)
+        return Shot(kind, wall, "still", 128, 128, SECONDS, seed, people=people)
     camera = CAMERAS[rng.integers(len(CAMERAS))]
     width, height = SIZES[size or list(SIZES)[rng.integers(len(SIZES))]]
     outdoors = kind == "view" or rng.random() < 0.4
     backdrop = AMBIENCES[rng.integers(len(AMBIENCES))] if outdoors else wall
-    shot = Shot(kind, backdrop, camera, width, height, 2.0, seed, panels=True)
+    shot = Shot(kind, backdrop, camera, width, height, seconds, seed, panels=True)
     if kind == "view":
         return shot
     if rng.random() < 0.3 and not outdoors:

@@ -18,7 +18,7 @@ from training.lexicon import WORDS
 from training.shots import Shot
 from training.speaking import utterance
 from training.voices import VoiceBank
-from training.world import contacts
+from training.world import FPS, contacts
 from training.world_sound import MATERIALS
 
 # Class 0 is silence; then the beginning, middle and end of each word, then an impact on each material.
@@ -51,7 +51,8 @@ def sound_labels(shot: Shot, bank: VoiceBank | None, tokens: int) -> Tensor:
 
 def _impacts(shot: Shot) -> list[tuple[str, float]]:
     """The shape that sounds and when, in seconds."""
-    impacts = [(shot.scene.shape, contact.time) for contact in contacts(shot.scene)] if shot.scene else []
+    seconds = shot.num_frames / FPS
+    impacts = [(shot.scene.shape, contact.time) for contact in contacts(shot.scene, seconds)] if shot.scene else []
     return [*impacts, (shot.roll.shape, shot.roll.contact)] if shot.roll else impacts
 
 

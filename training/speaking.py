@@ -14,7 +14,7 @@ from training.ambience import ambience
 from training.lexicon import WORDS
 from training.people import Person
 from training.rolling import render_roll_sound
-from training.shots import Shot
+from training.shots import SECONDS, Shot
 from training.voices import Utterance, VoiceBank, mix, place
 
 # Speech begins no earlier than this and ends this long before the clip does, in seconds.
@@ -29,7 +29,7 @@ def give_voices(shot: Shot, bank: VoiceBank, rng: np.random.Generator, split: st
     if not shot.people:
         return shot
     for _ in range(TRIES):
-        speakers = [_with_words(person, bank, rng, split, len(shot.people)) for person in shot.people]
+        speakers = [_with_words(person, bank, rng, split, _most_words(shot)) for person in shot.people]
         lengths = [utterance(person, bank).seconds for person in speakers]
         gaps = [float(rng.uniform(*BETWEEN_SPEAKERS)) for _ in speakers[1:]]
         room = shot.seconds - END_MARGIN - FIRST_START - sum(lengths) - sum(gaps)
@@ -46,11 +46,16 @@ def give_voices(shot: Shot, bank: VoiceBank, rng: np.random.Generator, split: st
     )
 
 
-def _with_words(person: Person, bank: VoiceBank, rng: np.random.Generator, split: str, people: int) -> Person:
+def _most_words(shot: Shot) -> int:
+    """That one of its people says: three, and two where there are two; in a longer shot one more."""
+    return 4 - len(shot.people) + (shot.seconds > SECONDS)
+
+
+def _with_words(person: Person, bank: VoiceBank, rng: np.random.Generator, split: str, most: int) -> Person:
     voice = bank.draw(rng, split)
     while voice.sex != person.sex:
         voice = bank.draw(rng, split)
-    count = int(rng.integers(1, 4 if people == 1 else 3))
+    count = int(rng.integers(1, most + 1))
     words = tuple(str(word) for word in rng.choice(WORDS, count, replace=False))
     return replace(person, voice=voice.name, words=words, speech_seed=int(rng.integers(2**31)))
 
