@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -59,6 +60,7 @@ def latents(tmp_path: Path) -> Path:
         drawn.append(replace(shot, people=tuple(people)))
     text = json.dumps([asdict(shot) for shot in drawn])
     (folder / "shard_00000.json").write_text(text, encoding="utf-8")
+    (folder / "cache.json").write_text(json.dumps({"encoders": "a", "shard": 4}), encoding="utf-8")
     return folder
 
 
@@ -70,7 +72,7 @@ def first_loss(config: dict[str, Any], latents: Path) -> tuple[float, backbone.N
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.05)
     rng = np.random.default_rng(0)
-    batch = CachedClips(latents, tokenizer, 128, {"talk": 1.0, "pair": 1.0}).draw(rng, 2, empty_prompt=0.0)
+    batch = CachedClips([latents], tokenizer, 128, {"talk": 1.0, "pair": 1.0}).draw(rng, 2, empty_prompt=0.0)
     torch.manual_seed(1)
     video, audio, _ = backbone.flow_loss(model, batch, config, rng)
     (video + audio).backward()
@@ -91,14 +93,14 @@ def test_a_run_is_resumed_and_built_on(
     config: dict[str, Any], latents: Path, tmp_path: Path, kept_threads: None
 ) -> None:
     out = tmp_path / "run"
-    backbone.train({**config, "minutes": 0.03}, latents, WEIGHTS, out, resume=False)
+    backbone.train({**config, "minutes": 0.03}, [latents], WEIGHTS, out, resume=False)
     first = common.load_checkpoint(out)
     assert first is not None and first["step"] > 0
-    backbone.train({**config, "minutes": 0.06}, latents, WEIGHTS, out, resume=True)
+    backbone.train({**config, "minutes": 0.06}, [latents], WEIGHTS, out, resume=True)
     second = common.load_checkpoint(out)
     assert second is not None and second["step"] > first["step"] and second["spent"] >= 60 * 0.06
     built_on = tmp_path / "next"
-    backbone.train({**config, "minutes": 1e-9}, latents, WEIGHTS, built_on, resume=False, start=out)
+    backbone.train({**config, "minutes": 1e-9}, [latents], WEIGHTS, built_on, resume=False, start=out)
     for part in ("transformer", "text_encoder"):
         kept, made = (load_file(next((folder / part).glob("*.safetensors"))) for folder in (out, built_on))
         assert all(torch.equal(value, made[name]) for name, value in kept.items())
@@ -123,32 +125,51 @@ def test_sound_alone_has_its_share_of_the_batches(
     for share, nowhere in ((0.5, latents), (1.0, tmp_path / "none")):
         seen.clear()
         mixed = {**config, "minutes": 0.05, "sound_alone": {**alone, "share": share}}
-        backbone.train(mixed, nowhere, WEIGHTS, tmp_path / f"run{share}", False, sound_latents=sound)
+        backbone.train(mixed, [nowhere], WEIGHTS, tmp_path / f"run{share}", False, sound_latents=sound)
         assert {*seen} == {(True, 3, 1.5)} | ({(False, 2, config["time_shift"])} if share < 1 else set())
 
 
 def test_no_latents_is_an_error_that_says_what_to_run(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"run python -m training\.cache_latents first"):
-        CachedClips(tmp_path, None, 128, KINDS)  # type: ignore[arg-type]
+        CachedClips([tmp_path], None, 128, KINDS)  # type: ignore[arg-type]
+
+
+def test_folders_are_one_cache_if_one_encoder_made_them(latents: Path, tmp_path: Path) -> None:
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(WEIGHTS / "tokenizer")
+    more = tmp_path / "more"
+    shutil.copytree(latents, more)
+    assert len(CachedClips([latents, more], tokenizer, 128, KINDS)) == 2 * len(
+        CachedClips([more], tokenizer, 128, KINDS)
+    )
+    (more / "cache.json").write_text(json.dumps({"encoders": "b", "shard": 4}), encoding="utf-8")
+    with pytest.raises(ValueError, match="different encoders"):
+        CachedClips([latents, more], tokenizer, 128, KINDS)
+
+
+def test_a_share_of_no_sound_is_refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "argv", ["backbone", "--sound_share", "0.5"])
+    with pytest.raises(SystemExit):
+        backbone.main()
+    assert "--sound_share 0.5 is a share of --sound_latents" in capsys.readouterr().err
 
 
 def test_voices_go_where_their_spans_are_in_the_order_of_speaking(latents: Path) -> None:
     tokenizer = PreTrainedTokenizerFast.from_pretrained(WEIGHTS / "tokenizer")
-    clips = CachedClips(latents, tokenizer, 128, {"pair": 1.0})
+    clips = CachedClips([latents], tokenizer, 128, {"pair": 1.0})
     batch = clips.draw(np.random.default_rng(0), 2, empty_prompt=0.0)
     stored = load_file(latents / "voices_00000.safetensors")["speakers"][3]
     sentinel = tokenizer.convert_tokens_to_ids("<extra_id_2>")
     for row, positions in enumerate(batch.speaker_positions):
         assert [batch.ids[row, position] for position in positions] == [sentinel] * 2
         torch.testing.assert_close(batch.speakers[row], stored.flip(0))  # the second person speaks first
-    falling = CachedClips(latents, tokenizer, 128, {"fall": 1.0}).draw(np.random.default_rng(0), 2, 0.0)
+    falling = CachedClips([latents], tokenizer, 128, {"fall": 1.0}).draw(np.random.default_rng(0), 2, 0.0)
     assert falling.speaker_positions == [(), ()]
 
 
 def test_kinds_are_drawn_in_their_shares_and_voices_left_out(config: dict[str, Any], latents: Path) -> None:
     tokenizer = PreTrainedTokenizerFast.from_pretrained(WEIGHTS / "tokenizer")
     rng = np.random.default_rng(0)
-    batch = CachedClips(latents, tokenizer, 128, {"fall": 1.0, "pair": 3.0}).draw(rng, 400, 0.0)
+    batch = CachedClips([latents], tokenizer, 128, {"fall": 1.0, "pair": 3.0}).draw(rng, 400, 0.0)
     two = np.array([len(rows) == 2 for rows in batch.speaker_positions])
     assert 0.68 < two.mean() < 0.82
     wanted = {**config, "speaker_absent": 0.5, "speaker_null": 0.25}

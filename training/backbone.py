@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import logging
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -187,7 +188,7 @@ class _Source:
 
 
 def _sources(
-    latents: Path,
+    latents: Sequence[Path],
     sound_latents: Path | None,
     config: dict[str, Any],
     tokenizer: PreTrainedTokenizerFast,
@@ -195,18 +196,19 @@ def _sources(
 ) -> list[_Source]:
     """Of clips and of sound alone, without those that have no share."""
     alone = {**config, **config["sound_alone"]} if sound_latents is not None else {"share": 0.0}
-    asked = [(latents, config, 1 - alone["share"]), (sound_latents, alone, alone["share"])]
+    sound = [sound_latents] if sound_latents is not None else []
+    asked = [(latents, config, 1 - alone["share"]), (sound, alone, alone["share"])]
     length = config["transformer"]["text_len"]
     return [
-        _Source(CachedClips(folder, tokenizer, length, chosen["kinds"], bank), chosen, share)
-        for folder, chosen, share in asked
-        if folder is not None and share > 0
+        _Source(CachedClips(folders, tokenizer, length, chosen["kinds"], bank), chosen, share)
+        for folders, chosen, share in asked
+        if share > 0
     ]
 
 
 def train(
     config: dict[str, Any],
-    latents: Path,
+    latents: Sequence[Path],
     model_folder: Path,
     out: Path,
     resume: bool,
@@ -294,7 +296,7 @@ def save(
 def main() -> None:
     parser = argparse.ArgumentParser(description="Train nava-nano's backbone and text encoder on cached latents.")
     parser.add_argument("--config", type=Path, default=Path("training/configs/backbone_stage2.yaml"))
-    parser.add_argument("--latents", type=Path, default=Path("runs/latents_stage2"))
+    parser.add_argument("--latents", type=Path, nargs="+", default=[Path("runs/latents_stage2")])
     parser.add_argument("--sound_latents", type=Path, help="a cache of sound alone, for a share of the batches")
     parser.add_argument("--sound_share", type=float, help="instead of the config's; 1: nothing but sound")
     parser.add_argument("--model", type=Path, default=Path("training/weights"), help="folder that holds the tokenizer")
@@ -305,6 +307,8 @@ def main() -> None:
     parser.add_argument("--voices", type=Path, help="the latents' voices, to ask for the words (training.voices)")
     parser.add_argument("--resume", action="store_true")
     arguments = parser.parse_args()
+    if arguments.sound_share is not None and arguments.sound_latents is None:
+        parser.error(f"--sound_share {arguments.sound_share:g} is a share of --sound_latents; give their folder too")
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     config = common.load_config(arguments.config)
     given = {"minutes": arguments.minutes, "batch_size": arguments.batch_size}

@@ -22,6 +22,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import soxr
@@ -43,6 +44,7 @@ from training.voices import VoiceBank
 SOUND_RATE, MEL_RATE = 48_000, 16_000
 ENCODER_PREFIXES = ("encoder.", "quant_conv.")
 SPEAKER_DIM, MOST_PEOPLE = 192, 2
+CACHE_FILE = "cache.json"
 
 
 @dataclass(frozen=True)
@@ -238,12 +240,20 @@ def speaker_digest(model: Path) -> str | None:
     return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest() if files else None
 
 
+def read_cache(folder: Path) -> dict[str, Any]:
+    """What a folder of latents says of itself: `encoders`, the digest of what made them, and `shard`, clips a file."""
+    path = folder / CACHE_FILE
+    if not path.exists():
+        raise ValueError(f"{folder} holds no latents; run python -m training.cache_latents first")
+    return dict(json.loads(path.read_text(encoding="utf-8")))
+
+
 def check_folder(plan: CachePlan) -> None:
     """Refuse to mix latents of different encoders or shards of different sizes in one folder."""
     plan.out.mkdir(parents=True, exist_ok=True)
-    path = plan.out / "cache.json"
+    path = plan.out / CACHE_FILE
     wanted = {"encoders": encoder_digest(plan.model, plan.sound_only), "shard": plan.shard}
-    if path.exists() and (found := json.loads(path.read_text(encoding="utf-8"))) != wanted:
+    if path.exists() and (found := read_cache(plan.out)) != wanted:
         raise ValueError(f"{plan.out} was made with {found}, this run would use {wanted}; give another --out")
     common.write_atomically(path, lambda file: file.write_text(json.dumps(wanted), encoding="utf-8"))
 

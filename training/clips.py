@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from nava_core.conditioning.text import tokenise_prompt
-from training.cache_latents import read_shards
+from training.cache_latents import read_cache, read_shards
 from training.captions_people import shot_caption
 from training.shots import Shot, speakers
 from training.sound_labels import sound_labels
@@ -48,7 +50,7 @@ class _Group:
 
 
 class CachedClips:
-    """All cached clips in memory; captions are drawn anew each time a clip comes up.
+    """All cached clips of some folders in memory; captions are drawn anew each time a clip comes up.
 
     kinds: how often a clip of each kind of shot is drawn, relative to one another, however many the cache holds; kinds
     that are not named are not drawn. bank: of the voices that speak in them, where it is to be known when which word is
@@ -57,13 +59,19 @@ class CachedClips:
 
     def __init__(
         self,
-        folder: Path,
+        folders: Sequence[Path],
         tokenizer: PreTrainedTokenizerFast,
         max_tokens: int,
         kinds: dict[str, float],
         bank: VoiceBank | None = None,
     ):
-        self.folder, self.tokenizer, self.max_tokens, self.kinds, self.bank = folder, tokenizer, max_tokens, kinds, bank
+        self.folders, self.kinds, self.bank = folders, kinds, bank
+        self.tokenizer, self.max_tokens = tokenizer, max_tokens
+        made_by = {read_cache(folder)["encoders"] for folder in folders}
+        if len(made_by) > 1:
+            raise ValueError(
+                f"the latents in {' and '.join(map(str, folders))} come from different encoders; make all with one"
+            )
         self.groups: list[_Group] = []
         self.refresh()
 
@@ -73,7 +81,7 @@ class CachedClips:
     def refresh(self) -> None:
         """Read what the folder holds by now, so that training can start while more is being made."""
         groups: dict[tuple[int, ...], _Group] = {}
-        for tensors, shots in read_shards(self.folder):
+        for tensors, shots in chain.from_iterable(map(read_shards, self.folders)):
             kept = [number for number, shot in enumerate(shots) if shot.kind in self.kinds]
             if not kept:
                 continue
@@ -84,7 +92,8 @@ class CachedClips:
                 group.tensors.setdefault(name, []).append(value[kept])
         if not groups:
             raise ValueError(
-                f"{self.folder} holds no latents of {', '.join(self.kinds)}; run python -m training.cache_latents first"
+                f"no latents of {', '.join(self.kinds)} in {' or '.join(map(str, self.folders))}; "
+                "run python -m training.cache_latents first"
             )
         counts = Counter(shot.kind for group in groups.values() for shot in group.shots)
         for group in groups.values():
