@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -31,6 +32,16 @@ def launched() -> Iterator[Any]:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
         yield browser
         browser.close()
+
+
+@contextmanager
+def with_microphone(browser: Any, recording: Path) -> Iterator[Any]:
+    """A browser beside `browser` whose microphone hears the WAV file `recording`, over and over."""
+    heard = ["--use-fake-ui-for-media-stream", "--use-fake-device-for-media-stream"]
+    heard.append(f"--use-file-for-fake-audio-capture={recording}")
+    second = browser.browser_type.launch(executable_path=CHROMIUM, args=[*ARGUMENTS, *heard])
+    yield second
+    second.close()
 
 
 @contextmanager

@@ -12,7 +12,7 @@ import gradio as gr
 import numpy as np
 import pytest
 import soundfile
-from chromium import PHONE, needs_chromium, without_errors
+from chromium import PHONE, needs_chromium, one_person, with_microphone, without_errors
 from studio_server import offline_desk, tiny_pipeline
 
 from nava_core.engine import InProcessEngine
@@ -109,6 +109,33 @@ def test_a_voice_from_its_recording_to_its_line(page: Any, library: VoiceLibrary
     page.click("[data-action=undelete]")
     page.wait_for_function(f"{LINES}.join() === 'Anna'")
     assert [(voice.name, voice.colour) for voice in library.list("")] == [("Anna", 7)]
+
+
+def test_a_voice_is_recorded_with_the_microphone(browser: Any, url: str, library: VoiceLibrary, tmp_path: Path) -> None:
+    spoken = write_voice(tmp_path / "spoken.wav")
+    with (
+        with_microphone(browser, spoken) as hearing,
+        one_person(hearing, permissions=["microphone"]) as context,
+        without_errors(context) as page,
+    ):
+        page.goto(url)
+        page.click("#cast-new > button")
+        page.click("#cast-recording button[aria-label='Record audio']")
+        page.click("#cast-recording .record-button")
+        page.wait_for_selector("#cast-recording .stop-button", state="visible")
+        page.wait_for_timeout(4000)  # it is the length that is under test
+        page.click("#cast-recording .stop-button")
+        page.wait_for_selector("#cast-recording .record-button", state="detached")
+        page.fill("#cast-name :is(input, textarea)", "Spoken")
+        page.check("#cast-consent input")
+        page.click("#cast-add")
+        page.wait_for_selector(f'{CARD} input[value="Spoken"]')
+    (voice,) = (voice for voice in library.list("") if voice.name == "Spoken")
+    assert voice.length > 3
+    samples, rate = soundfile.read(voice.path)
+    frequencies = np.fft.rfftfreq(len(samples), 1 / rate)
+    loudest = frequencies[np.abs(np.fft.rfft(samples if samples.ndim == 1 else samples.mean(1))).argmax()]
+    assert loudest == pytest.approx(1000 / (2 * np.pi), abs=3)
 
 
 def test_a_cut_is_made_by_keyboard_and_all_fits_a_phone(page: Any, library: VoiceLibrary, tmp_path: Path) -> None:
