@@ -67,6 +67,29 @@ def without_errors(context: Any) -> Iterator[Any]:
     assert not errors
 
 
+def wait_for_value(page: Any, place: str, value: str) -> None:
+    """Until a field shows it: a page draws its parts one after another, and makes some of them anew."""
+    page.wait_for_function("([place, value]) => document.querySelector(place)?.value === value", arg=[place, value])
+
+
+def come_to_rest(page: Any) -> None:
+    """Gradio mounts what an accordion holds when it is opened, and on a slow machine sets its values a moment later."""
+    page.wait_for_timeout(500)
+    page.evaluate("() => new Promise(done => requestIdleCallback(() => done(), {timeout: 10000}))")
+
+
+def fill_number(page: Any, slider: str, value: str) -> None:
+    """In an accordion that was just opened, where what is written faster than a person can may be lost: then again."""
+    number = page.locator(f"{slider} input[type=number]")
+    for _ in range(10):
+        number.fill(value)
+        number.press("Tab")
+        come_to_rest(page)
+        if number.input_value() == value:
+            return
+    raise AssertionError(f"{slider} is {number.input_value()} again and again, not {value}")
+
+
 def _note_outside(address: str, outside: list[str]) -> None:
     if not address.startswith(("http://127.0.0.1", "http://localhost", "data:", "blob:")):
         outside.append(address)

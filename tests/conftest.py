@@ -10,8 +10,12 @@ from typing import Any
 
 import pytest
 from chromium import launched, one_person
+from hypothesis import HealthCheck, settings
 
 GOLDEN = Path(__file__).parent / "golden"
+# How long an example takes says more of what else the machine does than of the code.
+settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("patient")
 
 
 def _unpack_golden() -> None:

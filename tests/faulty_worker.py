@@ -1,8 +1,9 @@
 """A worker whose backbone does, on demand, what real ones do by accident. Run by tests/test_workers.py.
 
-Faults are files in the folder that NAVA_TEST_FAULTS names: `slow` (every pass takes 0.2 s longer), `boundary-R` (rank R
-runs out of memory after a step's passes, once), and, within a pass while the others wait for it in a collective,
-`inside-R` (rank R runs out of memory) and `asleep-R` (it hangs, its heart beating on).
+Faults are files in the folder that NAVA_TEST_FAULTS names: `loading` (it does not come to an end), `slow` and `slower`
+(every pass takes 0.2 or 0.6 s longer), `boundary-R` (rank R runs out of memory after a step's passes, once), and,
+within a pass while the others wait for it in a collective, `inside-R` (rank R runs out of memory) and `asleep-R` (it
+hangs, its heart beating on).
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ rank_plan.CALL = rank_plan.EXCHANGE = 0.0
 
 def load(source: PipelineSource) -> Any:
     pipeline = source.load()
+    while (FAULTS / "loading").exists():
+        time.sleep(0.05)
     pipeline.transformer.register_forward_pre_hook(disturb_pass)
     combine = pipeline_module.combine
 
@@ -40,8 +43,9 @@ def load(source: PipelineSource) -> Any:
 
 
 def disturb_pass(*_: Any) -> None:
-    if (FAULTS / "slow").exists():
-        time.sleep(0.2)
+    for fault, seconds in (("slow", 0.2), ("slower", 0.6)):
+        if (FAULTS / fault).exists():
+            time.sleep(seconds)
     for fault in FAULTS.glob("inside-*"):
         if fault.name == f"inside-{RANK}":
             raise torch.OutOfMemoryError("out of memory, says the test")

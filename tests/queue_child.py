@@ -85,7 +85,8 @@ def lines(path: Path) -> list[Any]:
 def work(folder: Path, jobs: int, kill_at: int | None, step_seconds: float) -> None:
     """Submit jobs, change the queue, and wait for the end; or be killed at the given point of all points passed.
 
-    With a point given, the queue is paused until all are submitted, so that each time the points are the same.
+    With a point given, the model is loaded and the queue paused until all are submitted, so that each time the points
+    are the same.
     """
     count_points(kill_at, folder / "points")
     engine = QueueEngine(SoundRunner(folder / "begun", step_seconds), folder / "out", folder / "queue" / "jobs.sqlite3")
@@ -93,6 +94,7 @@ def work(folder: Path, jobs: int, kill_at: int | None, step_seconds: float) -> N
     voice.write_bytes(b"a voice")
     ids = []
     if kill_at is not None:
+        engine.wait_until_loaded()
         engine.pause()
     for number in range(jobs):
         request = GenerationRequest(f"job ~~{number}~~", modality="audio", speakers=(str(voice),))

@@ -50,8 +50,8 @@ class Stuck(Exception):
 class Soak:
     """One soak in `folder`, which must not exist yet. The same seed asks for the same, as far as time allows."""
 
-    def __init__(self, plan: Plan, folder: Path, seed: int = 0):
-        self.plan, self.folder = plan, folder
+    def __init__(self, plan: Plan, folder: Path, seed: int = 0, gone_within: float = GONE_SECONDS):
+        self.plan, self.folder, self.gone_within = plan, folder, gone_within
         self.mark = secrets.token_hex(8)
         self.output, self.temporary, self.log = folder / "outputs", folder / "temporary", folder / "app.log"
         self.ledger, self.report = Ledger(), Report(plan.jobs, seed)
@@ -124,7 +124,7 @@ class Soak:
     def _judge(self) -> None:
         """Read everything from outside, the app being gone."""
         report = self.report
-        checks.wait_until_gone(list(checks.our_processes(self.mark)), 2.0)
+        checks.wait_until_gone(list(checks.our_processes(self.mark)), GONE_SECONDS)
         report.violations += self.leftovers()
         rows = self.rows()
         report.violations += self.ledger.violations(rows) + self.wrong_clips(rows)
@@ -305,12 +305,22 @@ class Soak:
         self._usual = min(self._usual, took.get(prey) or self._usual)
 
     def _strike(self, pids_of: Callable[[str], list[int]], number: signal.Signals) -> None:
-        group = checks.worker_pids(self.mark) + checks.launcher_pids(self.mark)
+        if not pids_of(self.mark):
+            self._wait_for_workers()
         struck = pids_of(self.mark)
         assert struck, "there is nothing to strike"
+        group = checks.worker_pids(self.mark) + checks.launcher_pids(self.mark)
         for pid in struck:
             os.kill(pid, number)
         self._note_gone(number.name, group)
+
+    def _wait_for_workers(self) -> None:
+        """Who was struck at rest is replaced with the next job, and can be struck again once that has a step."""
+        deadline = time.monotonic() + STUCK_SECONDS
+        while "running" in self._states().values() and not self._app.look()["step"]:
+            if time.monotonic() > deadline:
+                raise Stuck("no worker came after one that was struck")
+            time.sleep(0.05)
 
     def _kill_while_worker_loads(self) -> None:
         """The one that takes the place of another which was killed."""
@@ -327,7 +337,7 @@ class Soak:
     def _note_gone(self, what: str, pids: list[int]) -> None:
         seconds = checks.wait_until_gone(pids, 60.0)
         self.report.gone.setdefault(what, []).append(round(seconds or 60.0, 2))
-        if seconds is None or seconds > GONE_SECONDS:
+        if seconds is None or seconds > self.gone_within:
             self._fault(f"after {what} processes were there for {seconds or 60.0:.1f} s")
 
     def _kill_the_app(self) -> None:
@@ -374,9 +384,9 @@ class Soak:
         self._app.signal(signal.SIGCONT)
 
 
-def soak(plan: Plan, folder: Path, seed: int = 0) -> Soak:
+def soak(plan: Plan, folder: Path, seed: int = 0, gone_within: float = GONE_SECONDS) -> Soak:
     """Run one; raises what its own code raises, with every process of it ended."""
-    running = Soak(plan, folder, seed)
+    running = Soak(plan, folder, seed, gone_within)
     running.run()
     return running
 

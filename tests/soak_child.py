@@ -100,6 +100,7 @@ class Tab:
         self._followers = [*(other for other in self._followers if other.is_alive()), follower]
 
     def _look(self) -> dict[str, Any]:
+        step = max((job.step for job in self._engine.jobs() if job.state == "running"), default=0)
         following = sum(follower.is_alive() for follower in self._followers)
         status = self._engine.status
         return {
@@ -107,6 +108,7 @@ class Tab:
             "message": status.message,
             "paused": self._engine.paused,
             "following": following,
+            "step": step,
         }
 
     def _watch(self) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile
-from chromium import DESKTOP, PHONE, needs_chromium, without_errors
+from chromium import DESKTOP, PHONE, come_to_rest, fill_number, needs_chromium, wait_for_value, without_errors
 from PIL import Image
 from studio_server import TypingModel, held_up, random_lora, slow_down, studio, tiny_pipeline
 
@@ -34,8 +34,9 @@ UNNAMED_CONTROLS = """() => {
 # Both places are read in one layout, and again until the page has come to rest: it scrolls to the message.
 BESIDE_ITS_FIELD = """text => {
     const message = [...document.querySelectorAll('.nava-message[data-kind="error"]')]
-        .find(e => e.innerText.includes(text)).getBoundingClientRect();
-    const field = document.querySelector('#seed').getBoundingClientRect();
+        .find(e => e.innerText.includes(text))?.getBoundingClientRect();
+    const field = document.querySelector('#seed')?.getBoundingClientRect();
+    if (!message || !field) return false;
     const below = message.top - field.bottom;
     return below >= 0 && below < 60 && Math.abs(message.left - field.left) < 20;
 }"""
@@ -44,9 +45,16 @@ PANELS = (
 )
 BESIDE_EACH_OTHER = f"() => {{ {PANELS} return stage.left >= writing.right; }}"
 BELOW_EACH_OTHER = f"() => {{ {PANELS} return stage.top >= writing.bottom; }}"
-PROMPT_IS = "text => document.querySelector('#prompt textarea').value === text"
+PROMPT_IS = "text => document.querySelector('#prompt textarea')?.value === text"
+NO_RANDOM_SEED = "document.querySelector('#random-seed input')?.checked === false"
+# Encrypted, so that only its rest tells that the last change is in it. The browser writes it behind the page's back.
+KEPT = """() => {
+    const now = localStorage.getItem('nava-studio-form'), same = now !== null && now === window.keptBefore;
+    window.keptBefore = now;
+    return same;
+}"""
 CAPTION_HOLDS = """text => document.querySelector('#caption-status [data-outcome]')
-    && document.querySelector('#caption textarea').value.includes(text)"""
+    && document.querySelector('#caption textarea')?.value.includes(text)"""
 OUT_OF_SIGHT = """() => [...document.querySelectorAll('#bar :is(button, input, label)')]
     .filter(e => e.checkVisibility() && e.getBoundingClientRect().right > window.innerWidth)
     .map(e => e.outerHTML.slice(0, 120))"""
@@ -104,35 +112,40 @@ def step_shown(page: Any) -> int:
     return int(page.get_attribute("[role=progressbar]", "aria-valuenow"))
 
 
-def test_from_prompt_to_clip(context: Any, url: str, pipeline: Any, tmp_path: Path) -> None:
+def choose_seed(page: Any, seed: str) -> None:
+    """With what follows from it in the browser."""
+    page.fill("#seed input", seed)
+    page.wait_for_function(NO_RANDOM_SEED)
+
+
+def test_from_prompt_to_clip(context: Any, url: str, pipeline: Any, engine: InProcessEngine, tmp_path: Path) -> None:
     with opened(context, url) as page:
         write(page, "一个圆球落下。她说：~~你好~~ 他说：~~<img src=x onerror='window.bad=1'>~~")
         page.wait_for_selector("#prompt mark >> nth=1")
         assert page.locator("#prompt mark").all_inner_texts()[1] == "~~<img src=x onerror='window.bad=1'>~~"
         assert page.evaluate("window.bad") is None
         page.wait_for_selector("#tokens >> text=of 512 tokens")
-        with slow_down(pipeline, 0.2):
+        with held_up(pipeline, engine):
             page.click("#generate")
             page.wait_for_selector("[role=progressbar]")
             page.wait_for_selector(".nava-stage img")
-            assert "queue" in page.inner_text("#generate")
-            page.wait_for_selector("#clip video")
-        page.wait_for_function("document.querySelector('#clip video').videoWidth === 96")
-        seed = page.input_value("#seed input")
-        assert seed.isdigit() and seed in page.inner_text("#recipe")
+            page.wait_for_selector("#generate:has-text('queue')")
+        page.wait_for_function("document.querySelector('#clip video')?.videoWidth === 96")
+        seed = str(engine.jobs()[0].request.seed)
+        wait_for_value(page, "#seed input", seed)
+        page.wait_for_selector(f"#recipe >> text={seed}")
         with page.expect_download() as download:
             page.click("#download")
         download.value.save_as(tmp_path / "clip.mp4")
         assert str(read_recipe(tmp_path / "clip.mp4")["seed"]) == seed
-        assert page.is_enabled("#generate") and not page.is_visible("#cancel")
-        assert page.is_checked("#random-seed input")
+        page.wait_for_selector("#cancel", state="hidden")
+        assert page.is_enabled("#generate") and page.is_checked("#random-seed input")
 
 
 def test_an_error_stands_beside_its_field_and_nothing_typed_is_lost(context: Any, url: str) -> None:
     with opened(context, url) as page:
         write(page, "一个圆球")
-        page.fill("#seed input", "seven")
-        assert not page.is_checked("#random-seed input")
+        choose_seed(page, "seven")
         page.click("#generate")
         page.wait_for_selector('.nava-message[data-kind="error"]:has-text("seven")')
         page.wait_for_function(BESIDE_ITS_FIELD, arg="seven")
@@ -143,28 +156,14 @@ def test_an_error_stands_beside_its_field_and_nothing_typed_is_lost(context: Any
         assert not page.is_visible('.nava-message[data-kind="error"]') and page.input_value("#seed input") == "7"
 
 
-def fill_number(page: Any, slider: str, value: str) -> None:
-    """Gradio mounts what an accordion holds when it is opened, and on a slow machine sets its values a moment later:
-    what a script has written by then, faster than a person can, is lost and written again.
-    """
-    number = page.locator(f"{slider} input[type=number]")
-    for _ in range(10):
-        number.fill(value)
-        number.press("Tab")
-        page.wait_for_timeout(500)
-        if number.input_value() == value:
-            return
-    raise AssertionError(f"{slider} is {number.input_value()} again and again, not {value}")
-
-
 def test_shortcuts_and_loras_reach_the_clip_and_come_back_with_it(context: Any, url: str) -> None:
     with opened(context, url) as page:
         write(page, "一个圆球落下")
         page.click("#advanced > button")
+        fill_number(page, "#lora-scale", "0.5")
         page.click("#loras input")
         page.click("text=pencil")
         page.keyboard.press("Escape")
-        fill_number(page, "#lora-scale", "0.5")
         page.click("#faster > button")
         fill_number(page, "#step-cache", "0.2")
         fill_number(page, "#align-until", "50")
@@ -177,17 +176,19 @@ def test_shortcuts_and_loras_reach_the_clip_and_come_back_with_it(context: Any, 
         assert (Path(path).name, scale) == ("pencil.safetensors", 0.5)
         assert (recipe["shortcuts"]["step_cache"], recipe["shortcuts"]["align"]) == (0.2, [0.0, 0.5])
         fill_number(page, "#step-cache", "0")
+        page.wait_for_function(KEPT, polling=1000)
         page.reload()
         page.wait_for_selector("#generate:not([disabled])")
         page.click("#advanced > button")
-        assert "pencil" in page.inner_text("#loras")
+        page.wait_for_selector("#loras >> text=pencil")
         page.click("#faster > button")
-        assert page.input_value("#step-cache input[type=number]") == "0"
-        assert page.input_value("#align-until input[type=number]") == "50"
+        wait_for_value(page, "#step-cache input[type=number]", "0")
+        wait_for_value(page, "#align-until input[type=number]", "50")
 
 
 def add_voice(page: Any, recording: Path, name: str) -> None:
     page.click("#cast-new > button")
+    come_to_rest(page)
     page.set_input_files("#cast-recording input[type=file]", recording)
     page.wait_for_selector("#cast-recording input[type=file]", state="detached")
     page.fill("#cast-name :is(input, textarea)", name)
@@ -260,11 +261,11 @@ def test_a_clip_of_the_gallery_is_shown_and_its_recipe_used_again(
         page.wait_for_selector(card)
         page.click(f'{card} [data-action="open"] >> nth=0')
         page.wait_for_selector("#clip video")
-        page.wait_for_function("document.querySelector('#recipe').innerText.includes('77')")
+        page.wait_for_function("document.querySelector('#recipe')?.innerText.includes('77')")
         page.click("#reuse")
         page.wait_for_function(PROMPT_IS, arg="一个蓝色方块 ~~走吧~~")
-        page.wait_for_function("document.querySelector('#seed input').value === '77'")
-        assert not page.is_checked("#random-seed input")
+        wait_for_value(page, "#seed input", "77")
+        page.wait_for_function(NO_RANDOM_SEED)
 
 
 def test_variations_end_side_by_side(context: Any, url: str, engine: InProcessEngine) -> None:
@@ -280,19 +281,18 @@ def test_variations_end_side_by_side(context: Any, url: str, engine: InProcessEn
     assert len(group) == 1 and None not in group
 
 
-def test_cancel_takes_a_step_at_most(context: Any, url: str, pipeline: Any, engine: InProcessEngine) -> None:
+def test_cancel_takes_a_step_at_most(context: Any, url: str, pipeline: Any) -> None:
     with opened(context, url) as page:
         write(page, "一个圆球")
         page.click("#advanced > button")
-        page.fill("#steps input[type=number]", "100")
-        page.keyboard.press("Tab")
+        fill_number(page, "#steps", "100")
         with slow_down(pipeline, 0.5):
             page.click("#generate")
             page.wait_for_function("+document.querySelector('[role=progressbar]')?.ariaValueNow >= 1")
             page.click("#cancel")
             page.wait_for_selector('.nava-stage[data-kind="cancelled"]')
-        assert page.is_enabled("#generate") and "Nothing was saved" in page.inner_text("#picture")
-        assert page.input_value("#prompt textarea") == "一个圆球"
+        page.wait_for_selector("#picture >> text=Nothing was saved")
+        assert page.is_enabled("#generate") and page.input_value("#prompt textarea") == "一个圆球"
 
 
 def test_a_closed_tab_loses_nothing(context: Any, url: str, pipeline: Any, engine: InProcessEngine) -> None:
@@ -309,12 +309,12 @@ def test_a_closed_tab_loses_nothing(context: Any, url: str, pipeline: Any, engin
             )
             go_on.set()
             page.wait_for_selector("#clip video")
-            # The page draws its parts one after another.
-            page.wait_for_function("document.querySelector('#prompt textarea').value === '一个圆球 ~~你好~~'")
-            seed = page.input_value("#seed input")
+            page.wait_for_function(PROMPT_IS, arg="一个圆球 ~~你好~~")
+            seed = str(engine.jobs()[0].request.seed)
+            wait_for_value(page, "#seed input", seed)
     with opened(context, url) as page:
         page.wait_for_selector("#clip video")
-        assert page.input_value("#seed input") == seed
+        wait_for_value(page, "#seed input", seed)
 
 
 @pytest.mark.parametrize("size", [DESKTOP, PHONE], ids=["desktop", "phone"])
@@ -331,9 +331,9 @@ def test_the_page_fits_and_every_control_has_a_name(context: Any, url: str, size
         if size is PHONE:
             page.click(".nava-disclosure")
         page.wait_for_selector("#negative-prompt textarea")
+        page.wait_for_function("document.querySelector('#script-lines .nava-line')?.clientWidth > 120")
+        come_to_rest(page)
         assert page.evaluate("document.documentElement.scrollWidth") <= size["width"]
-        page.wait_for_selector("#script-lines .nava-line")
-        assert page.evaluate("document.querySelector('#script-lines .nava-line').clientWidth") > 120
         assert page.evaluate(OUT_OF_SIGHT) == [], "what is clipped does not make the page wider"
         unnamed = page.evaluate(UNNAMED_CONTROLS)
         assert unnamed == []
@@ -383,15 +383,15 @@ def test_the_browser_reads_speech_as_the_model_is_told(context: Any, url: str) -
 def test_the_form_survives_a_reload_and_the_other_language(context: Any, url: str) -> None:
     with opened(context, url) as page:
         write(page, "一个圆球 ~~你好~~")
-        page.fill("#seed input", "77")
-        page.click("#size label >> nth=1")
+        choose_seed(page, "77")
+        page.click("#size label:has-text('64×64')")  # and no size of before the model was known
         page.click("#variations label >> nth=1")
         page.click("#guidance > button")
+        come_to_rest(page)
         page.click("#preset label >> nth=1")
         page.wait_for_function("document.querySelector('#guidance-video-align input[type=number]')?.value === '4.5'")
         page.wait_for_selector("#mixer-cost >> text=passes of the model")
-        page.wait_for_function("localStorage.getItem('nava-studio-form') !== null")
-        page.wait_for_timeout(300)  # what the browser keeps is written behind the page's back
+        page.wait_for_function(KEPT, polling=1000)
         page.click(".nava-switch[lang=zh]")
         page.wait_for_selector(".nava-switch[lang=en]")
         page.wait_for_selector("#generate:not([disabled])")
@@ -403,8 +403,10 @@ def test_the_form_survives_a_reload_and_the_other_language(context: Any, url: st
             page.wait_for_function(
                 "document.querySelector('#guidance-video-align input[type=number]')?.value === '4.5'"
             )
-            assert page.input_value("#seed input") == "77" and not page.is_checked("#random-seed input")
-            assert "生成" in page.inner_text("#generate") and page.evaluate("document.documentElement.lang") == "zh"
+            wait_for_value(page, "#seed input", "77")
+            page.wait_for_function(NO_RANDOM_SEED)
+            page.wait_for_selector("#generate:has-text('生成')")
+            page.wait_for_selector("html[lang=zh]", state="attached")
             page.reload()
             page.wait_for_selector("#generate:not([disabled])")
 
@@ -424,21 +426,19 @@ def test_an_example_brings_its_clip_and_its_recipe(context: Any, url: str) -> No
     with opened(context, url) as page:
         page.click(".nava-example >> nth=0")
         page.wait_for_selector("#clip video")
-        page.wait_for_function("document.querySelector('#clip video').videoWidth === 128")
+        page.wait_for_function("document.querySelector('#clip video')?.videoWidth === 128")
         recipe = read_recipe(examples_for("nava-nano")[0].clip)
         page.wait_for_function(PROMPT_IS, arg=recipe["prompt"])
-        page.wait_for_function("seed => document.querySelector('#seed input').value === seed", arg=str(recipe["seed"]))
-        assert not page.is_checked("#random-seed input")
+        wait_for_value(page, "#seed input", str(recipe["seed"]))
+        page.wait_for_function(NO_RANDOM_SEED)
 
 
 def test_variations_are_one_group_of_consecutive_seeds(context: Any, url: str, engine: InProcessEngine) -> None:
     with opened(context, url) as page:
         write(page, "一个圆球")
-        page.fill("#seed input", "40")
+        choose_seed(page, "40")
         page.click("#variations label >> nth=1")
         page.click("#generate")
-        page.wait_for_selector("#cancel")
-        page.wait_for_selector("#generate:not([disabled])")
         page.wait_for_function("document.querySelector('#recipe')?.innerText.includes('41')")
     made = engine.jobs()[:2]
     assert sorted(job.request.seed or 0 for job in made) == [40, 41]
@@ -484,7 +484,7 @@ def test_a_prompt_is_rewritten_used_taken_back_and_made(context: Any, url: str, 
         assert "offline composer" in page.inner_text("#caption-status")
         page.click("#use-caption")
         page.wait_for_selector("#caption-section", state="hidden")
-        page.wait_for_function("document.querySelector('#prompt textarea').value.includes('红色')")
+        page.wait_for_function("document.querySelector('#prompt textarea')?.value.includes('红色')")
         page.click("#undo-caption")
         page.wait_for_function(PROMPT_IS, arg=ENGLISH)
         page.wait_for_selector("#caption-section")
@@ -493,10 +493,10 @@ def test_a_prompt_is_rewritten_used_taken_back_and_made(context: Any, url: str, 
         page.wait_for_selector("#clip video")
         page.wait_for_function(PROMPT_IS, arg=ENGLISH)
         page.wait_for_function(
-            "document.querySelector('#random-seed input').checked"
-            " && /^[0-9]+$/.test(document.querySelector('#seed input').value)"
+            "document.querySelector('#random-seed input')?.checked"
+            " && /^[0-9]+$/.test(document.querySelector('#seed input')?.value)"
         )
-        assert "Written by you" in page.inner_text("#recipe")
+        page.wait_for_selector("#recipe >> text=Written by you")
     recipe = engine.jobs()[0].recipe
     assert recipe is not None and recipe["original_prompt"] == ENGLISH
     assert "红色" in recipe["prompt"] and "~~Hello <b>there</b>~~" in recipe["prompt"]
@@ -529,7 +529,7 @@ def test_thinking_is_a_quiet_sign_and_writing_can_be_stopped(context: Any, typin
         model.thought.set()
         page.wait_for_function(
             "document.querySelector('#caption-status [data-state=writing]')"
-            " && document.querySelector('#caption textarea').value.length > 20"
+            " && document.querySelector('#caption textarea')?.value.length > 20"
         )
         page.click("#stop-rewriting")
         page.wait_for_selector('#caption-status [data-state="cancelled"]')

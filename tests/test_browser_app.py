@@ -18,7 +18,7 @@ from urllib.parse import urljoin
 
 import psutil
 import pytest
-from chromium import PATIENCE, needs_chromium, one_person, without_errors
+from chromium import PATIENCE, fill_number, needs_chromium, one_person, without_errors
 from soak_checks import LAUNCHER, WORKER, read_store
 from studio_server import tiny_pipeline
 
@@ -118,8 +118,7 @@ def submit(page: Any, prompt: str, steps: int) -> None:
     page.fill("#prompt textarea", prompt)
     if not page.is_visible("#steps input[type=number]"):
         page.click("#advanced > button")
-    page.fill("#steps input[type=number]", str(steps))
-    page.keyboard.press("Tab")
+    fill_number(page, "#steps", str(steps))
     page.click("#generate")
 
 
@@ -162,6 +161,7 @@ def test_a_killed_app_is_taken_up_again_by_the_tab_that_was_open(context: Any, a
     assert app.jobs()[1]["state"] == "done"
 
 
+@pytest.mark.timeout(MANY * 20 + 600)
 def test_a_hundred_jobs_from_a_file_on_the_page(context: Any, app: App, tmp_path: Path) -> None:
     lines = [{"prompt": f"job {number}", "num_inference_steps": 2, "seed": number} for number in range(MANY)]
     file = tmp_path / "hundred.jsonl"

@@ -12,7 +12,7 @@ import gradio as gr
 import numpy as np
 import pytest
 import soundfile
-from chromium import PHONE, needs_chromium, one_person, with_microphone, without_errors
+from chromium import PHONE, come_to_rest, needs_chromium, one_person, with_microphone, without_errors
 from studio_server import offline_desk, tiny_pipeline
 
 from nava_core.engine import InProcessEngine
@@ -70,6 +70,7 @@ def write_voice(path: Path) -> Path:
 def test_a_voice_from_its_recording_to_its_line(page: Any, library: VoiceLibrary, tmp_path: Path) -> None:
     page.wait_for_selector("#cast .nava-empty")
     page.click("#cast-new > button")
+    come_to_rest(page)
     page.set_input_files("#cast-recording input[type=file]", write_voice(tmp_path / "voice.wav"))
     page.wait_for_selector("#cast-recording input[type=file]", state="detached")
     page.fill("#cast-name :is(input, textarea)", "Ann <i>")
@@ -98,7 +99,7 @@ def test_a_voice_from_its_recording_to_its_line(page: Any, library: VoiceLibrary
     page.click(f"{CARD} summary")
     page.click(f"{CARD} [data-action=recolour] >> nth=6")
     page.wait_for_selector('.nava-lines li[data-colour="7"]')
-    assert page.evaluate(f"document.querySelector('{CARD} details').open")
+    page.wait_for_function(f"document.querySelector('{CARD} details')?.open")
     page.fill(f"{CARD} input[data-action=rename]", "Anna")
     page.keyboard.press("Enter")
     page.wait_for_function(f"{LINES}.join() === 'Anna'")
@@ -164,6 +165,7 @@ def test_a_cut_is_made_by_keyboard_and_all_fits_a_phone(page: Any, library: Voic
     page.click(".nava-receives summary")
     page.click("#cast-new > button")
     page.wait_for_selector("#cast-add")
+    page.wait_for_function("document.querySelector('.nava-line')?.clientWidth > 200")
+    come_to_rest(page)
     assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
-    assert page.evaluate("document.querySelector('.nava-line').clientWidth") > 200
     assert page.evaluate(UNNAMED) == []

@@ -91,7 +91,7 @@ def test_a_clip_plays_under_the_pointer_and_opens_on_the_stage(context: Any, url
         page.wait_for_function(PLAYS, arg=RED)
         page.hover(card(STAR, ".nava-clip-frame"))
         page.wait_for_function(PLAYS, arg=STAR)
-        assert page.locator(".nava-clip video").count() == 1
+        page.wait_for_function("document.querySelectorAll('.nava-clip video').length === 1")
         page.hover("#gallery-title")
         page.wait_for_selector(".nava-clip video", state="detached")
         page.focus("#gallery-search input, #gallery-search textarea")
@@ -191,7 +191,7 @@ def test_an_exported_file_has_no_recipe_where_that_is_wanted(context: Any, url: 
         with pytest.raises(ValueError, match="holds no recipe"):
             read_recipe(downloaded(page, "without.mp4"))
     with opened(context, url) as page:
-        page.wait_for_function("document.querySelector('#gallery-private input').checked")
+        page.wait_for_function("document.querySelector('#gallery-private input')?.checked")
 
 
 def test_a_dropped_clip_restores_its_recipe(

@@ -13,7 +13,7 @@ import gradio as gr
 import numpy as np
 import pytest
 import soundfile
-from chromium import DESKTOP, PHONE, needs_chromium, without_errors
+from chromium import DESKTOP, PATIENCE, PHONE, needs_chromium, wait_for_value, without_errors
 from queue_child import SoundRunner
 from studio_server import offline_desk
 
@@ -33,7 +33,7 @@ ORDER_IS = """names => JSON.stringify(names) === JSON.stringify([...document.que
     '.nava-queue-row[data-state=queued] .nava-queue-words b')].map(e => e.innerText))"""
 SHOWN = "document.querySelectorAll('.nava-queue-row:not([hidden])').length"
 FOCUS_IS = "([act, words]) => document.activeElement.dataset.act === act && \
-    document.activeElement.closest('li').innerText.includes(words)"
+    document.activeElement.closest('li')?.innerText.includes(words)"
 UNNAMED = """() => [...document.querySelectorAll('#queue button')]
     .filter(e => e.checkVisibility() && !(e.ariaLabel || e.innerText.trim())).map(e => e.outerHTML)"""
 
@@ -95,7 +95,6 @@ def url(engine: QueueEngine) -> Iterator[str]:
 @contextmanager
 def opened(context: Any, url: str) -> Iterator[Any]:
     with without_errors(context) as page:
-        page.set_default_timeout(45_000)
         page.goto(url)
         page.wait_for_selector(".nava-queue-head .nava-queue-facts", state="attached")
         yield page
@@ -130,9 +129,9 @@ def test_two_tabs_follow_a_job_and_what_is_done_to_the_queue(
             page.wait_for_selector("[role=progressbar][aria-valuenow='1'][aria-valuemax='2']")
             wait_order(page, "alpha", "beta", "gamma")
         one.click(".nava-queue-row[data-state=running] [data-act=watch]")
-        one.wait_for_function("id => document.querySelector('#said textarea').value === `watched ${id}`", arg=running)
+        one.wait_for_function("id => document.querySelector('#said textarea')?.value === `watched ${id}`", arg=running)
         button(one, "beta", "edit").click()
-        one.wait_for_function("document.querySelector('#said textarea').value === 'edited beta'")
+        wait_for_value(one, "#said textarea", "edited beta")
         button(one, "beta", "duplicate").click()
         wait_order(two, "alpha", "beta", "gamma", "beta")
         button(two, "alpha", "cancel").click()
@@ -191,7 +190,7 @@ def drag(page: Any, words: str, onto: str) -> None:
 
 
 def wait_until_engine_has(page: Any, engine: QueueEngine, names: list[str]) -> None:
-    for _ in range(600):
+    for _ in range(PATIENCE // 50):
         if [job.request.prompt for job in engine.jobs() if job.state == "queued"] == names:
             return
         page.wait_for_timeout(50)

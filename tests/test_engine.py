@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from studio_server import tiny_pipeline
+from studio_server import held_up, tiny_pipeline
 from waiting import finished, wait_for
 
 from nava_core.conditioning.speaker import embed_speakers
@@ -92,14 +92,15 @@ def test_a_job_becomes_a_clip_with_as_many_step_events_as_steps(engine: InProces
     assert engine.job(job_id) == last
 
 
-def test_the_preview_is_a_picture_of_the_clip_and_only_the_newest_is_kept(engine: InProcessEngine) -> None:
-    job_id = engine.submit(GenerationRequest("一个圆球", num_inference_steps=2))
-    seen = []
-    for _ in engine.events(job_id):
+def test_the_preview_is_a_picture_of_the_clip_and_only_the_newest_is_kept(
+    engine: InProcessEngine, pipeline: Any
+) -> None:
+    with held_up(pipeline, engine):
+        job_id = engine.submit(GenerationRequest("一个圆球", num_inference_steps=2))
+        wait_for(lambda: engine.job(job_id).step)
         preview = engine.job(job_id).preview
-        if preview is not None:
-            seen.append(preview)
-    assert seen and seen[0].shape == (64, 96, 3) and seen[0].dtype == np.uint8
+    assert preview is not None and preview.shape == (64, 96, 3) and preview.dtype == np.uint8
+    assert finished(engine, job_id).state == "done"
     assert all(job.preview is None for job in engine.events(job_id))
 
 
@@ -114,18 +115,13 @@ def test_the_same_seed_gives_the_same_file_name_never(engine: InProcessEngine) -
     assert first.result != second.result and first.result is not None and first.result.exists()
 
 
-def test_cancel_ends_a_running_job_within_one_step(engine: InProcessEngine, gate: threading.Event) -> None:
-    job_id = engine.submit(GenerationRequest("一个圆球", num_inference_steps=50))
-    for job in engine.events(job_id):
-        gate.set()
-        if job.step == 2:
-            gate.clear()
-            step = engine.job(job_id).step
-            engine.cancel(job_id)
-            gate.set()
-            break
+def test_cancel_ends_a_running_job_within_one_step(engine: InProcessEngine, pipeline: Any) -> None:
+    with held_up(pipeline, engine):
+        job_id = engine.submit(GenerationRequest("一个圆球", num_inference_steps=50))
+        wait_for(lambda: engine.job(job_id).step)
+        engine.cancel(job_id)
     last = finished(engine, job_id)
-    assert last.state == "cancelled" and last.step <= step + 1
+    assert last.state == "cancelled" and last.step <= 2
     assert last.result is None and not list(engine.output_dir.glob("*"))
 
 
@@ -229,7 +225,12 @@ def test_a_model_that_cannot_be_loaded_is_said_to_everybody(tmp_path: Path) -> N
 def test_close_ends_what_runs_and_what_waits(engine: InProcessEngine, gate: threading.Event) -> None:
     ids = [engine.submit(GenerationRequest("一个圆球", num_inference_steps=50)) for _ in range(2)]
     wait_for(lambda: engine.job(ids[0]).state == "running")
-    threading.Timer(0.2, gate.set).start()
+
+    def go_on() -> None:
+        wait_for(lambda: engine.status.state == "closed")
+        gate.set()
+
+    threading.Thread(target=go_on).start()
     engine.close()
     assert [finished(engine, job_id).state for job_id in ids] == ["cancelled", "cancelled"]
     with pytest.raises(EngineError):
@@ -310,22 +311,26 @@ def test_a_model_without_a_speaker_encoder_says_so(tmp_path: Path) -> None:
 
 def test_a_freed_model_is_loaded_again_for_a_voice(pipeline: Any, tmp_path: Path) -> None:
     loads: list[int] = []
+    gone = threading.Event()
 
     def load() -> Any:
         loads.append(1)
-        if len(loads) == 3:
+        if gone.is_set():
             raise ValueError("the disk is gone")
         return pipeline
 
     engine = QueueEngine(InProcessRunner(load), tmp_path, idle_minutes=0.001)
     voice = write_voice(tmp_path / "voice.wav")
-    assert engine.speaker_embedding(voice).shape == (192,)
     dispatcher = engine._dispatcher
+    engine.wait_until_loaded()
     wait_for(lambda: not dispatcher._loaded)
-    assert engine.speaker_embedding(voice).shape == (192,) and len(loads) == 2
+    before = len(loads)
+    assert engine.speaker_embedding(voice).shape == (192,) and len(loads) == before + 1
     wait_for(lambda: not dispatcher._loaded)
+    gone.set()
     with pytest.raises(EngineError, match="the disk is gone"):
         engine.speaker_embedding(voice)
+    gone.clear()
     engine.resume()
     assert finished(engine, engine.submit(GenerationRequest("一个圆球", num_inference_steps=1))).state == "done"
     engine.close()
@@ -337,8 +342,8 @@ def write_voice(path: Path) -> Path:
 
 
 def test_counting_tokens_while_a_job_runs(engine: InProcessEngine) -> None:
+    counts = {engine.count_tokens("一个圆球 ~~你好~~")}
     job_id = engine.submit(GenerationRequest("一个圆球 ~~你好~~", num_inference_steps=3))
-    counts = set()
     while not engine.job(job_id).finished:
         counts.add(engine.count_tokens("一个圆球 ~~你好~~"))
     assert len(counts) == 1 and engine.job(job_id).state == "done"
@@ -370,12 +375,12 @@ def test_a_killed_run_is_made_again_to_the_same_clip(pipeline: Any, tmp_path: Pa
     database = tmp_path / "queue" / "jobs.sqlite3"
     script = (
         "import sys\n"
-        "from studio_server import slow_down, tiny_pipeline\n"
+        "from studio_server import held_up, tiny_pipeline\n"
         "from nava_core.engine import InProcessRunner, QueueEngine\n"
         "from nava_core.request import GenerationRequest\n"
         "pipeline = tiny_pipeline()\n"
-        "with slow_down(pipeline, 0.5):\n"
-        "    engine = QueueEngine(InProcessRunner(lambda: pipeline), sys.argv[1], sys.argv[2])\n"
+        "engine = QueueEngine(InProcessRunner(lambda: pipeline), sys.argv[1], sys.argv[2])\n"
+        "with held_up(pipeline, engine):\n"
         "    job_id = engine.submit(GenerationRequest('一个圆球 ~~你好~~', num_inference_steps=6))\n"
         "    for job in engine.events(job_id):\n"
         "        print(job_id, job.step, flush=True)\n"
@@ -384,7 +389,7 @@ def test_a_killed_run_is_made_again_to_the_same_clip(pipeline: Any, tmp_path: Pa
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as child:
         assert child.stdout is not None
-        job_id = next(line.split()[0] for line in child.stdout if line.split()[1] == "2")
+        job_id = next(line.split()[0] for line in child.stdout if line.split()[1] == "1")
         child.kill()
     engine = QueueEngine(InProcessRunner(lambda: pipeline), tmp_path / "clips", database)
     try:

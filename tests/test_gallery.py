@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import fields, replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -37,6 +38,8 @@ from ui.state import form_values
 TEXT = Catalogue("en")
 NASTY = "<img src=x onerror='window.bad=1'> & \"quoted\" {{this}} ${1+1}"
 EVERYTHING = Filters("", "all", 24, ())
+# The server shares the processors with all else that a test does: httpx's own patience of 5 s is for a network.
+get = partial(httpx.get, timeout=60.0)
 
 
 @pytest.fixture(scope="module")
@@ -536,8 +539,8 @@ def test_what_is_private_is_not_served(gallery: Gallery, clips: dict[str, Job]) 
     gallery.delete("", gone.id)
     trashed = next((gallery.output_dir / ".studio" / "trash").iterdir())
     with gallery_page(gallery, heard=Heard()) as url:
-        assert httpx.get(url + gallery_views.file_address(kept.result)).status_code == 200
-        assert httpx.get(url + gallery_views.file_address(gallery.clips("")[0].poster)).status_code == 200
+        assert get(url + gallery_views.file_address(kept.result)).status_code == 200
+        assert get(url + gallery_views.file_address(gallery.clips("")[0].poster)).status_code == 200
         for path in (gallery.database_path, trashed):
-            assert httpx.get(url + gallery_views.file_address(path)).status_code == 403
+            assert get(url + gallery_views.file_address(path)).status_code == 403
     assert str(gallery.database_path) in private_paths(gallery.database_path, gallery.output_dir)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import errno
 import subprocess
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from queue_child import SPEC, SoundRunner
 from waiting import finished, wait_for
@@ -26,11 +28,14 @@ REQUEST = GenerationRequest("a ball", modality="audio")
 
 
 class GatedRunner(SoundRunner):
-    """Waits at each run's start until it is let go; raises what is put into `errors` instead of running."""
+    """Waits at each run's start, and with each voice, until it is let go; raises what is put into `errors` instead of
+    running.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.gate = threading.Semaphore(0)
+        self.hearing = threading.Semaphore(0)
         self.errors: list[BaseException] = []
         self.calls: list[str] = []
         self.spec = SPEC
@@ -49,6 +54,11 @@ class GatedRunner(SoundRunner):
         if self.errors:
             raise self.errors.pop(0)
         return super().run(task, report, cancelled)
+
+    def speaker_embedding(self, reference: Path) -> np.ndarray:
+        self.calls.append("hear")
+        assert self.hearing.acquire(timeout=60)
+        return super().speaker_embedding(reference)
 
     def unload(self) -> None:
         self.calls.append("unload")
@@ -155,12 +165,8 @@ def test_everything_is_there_again_after_a_restart(open_engine: Any, runner: Gat
     assert engine.paused and waiting(engine) == [second, first]
     assert {name: engine.job(name).request for name in before} == {name: job.request for name, job in before.items()}
     again = engine.job(done.id)
-    assert (again.state, again.result, again.recipe, again.seconds) == (
-        "done",
-        done.result,
-        done.recipe,
-        pytest.approx(done.seconds, abs=0.05),
-    )
+    assert (again.state, again.result, again.recipe) == ("done", done.result, done.recipe)
+    assert again.seconds == done.seconds
     assert Path(engine.job(second).request.speakers[0]).read_bytes() == b"a voice"
     assert list(engine.events(done.id)) == [again]
 
@@ -281,6 +287,20 @@ def test_idle_frees_the_model_and_the_next_job_loads_it(open_engine: Any, runner
     assert runner.calls == ["start", "unload", "start", job_id, "unload"]
 
 
+def test_the_model_stays_while_it_hears_a_voice(open_engine: Any, runner: GatedRunner) -> None:
+    engine = open_engine(idle_minutes=0.05 / 60)
+    heard: list[Any] = []
+    asking = threading.Thread(target=lambda: heard.append(engine.speaker_embedding("voice.wav")))
+    asking.start()
+    wait_for(lambda: "hear" in runner.calls)
+    time.sleep(0.5)
+    assert runner.calls[-1] == "hear"
+    runner.hearing.release()
+    asking.join()
+    assert heard and heard[0].shape == (192,)
+    wait_for(lambda: runner.calls[-1] == "unload")
+
+
 def test_a_full_disk_under_a_clip_fails_it_and_spares_the_rest(
     open_engine: Any, runner: GatedRunner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -310,8 +330,8 @@ def test_no_job_starts_on_a_disk_that_is_full_already(
     monkeypatch.setattr(disk_module, "_free_bytes", lambda folder: 1000)
     runner.gate.release()
     job_id = engine.submit(REQUEST)
-    wait_for(lambda: engine.paused)
-    assert engine.job(job_id).state == "queued" and "full" in engine.status.message
+    wait_for(lambda: engine.status.message)
+    assert engine.paused and engine.job(job_id).state == "queued" and "full" in engine.status.message
     monkeypatch.undo()
     engine.resume()
     assert finished(engine, job_id).state == "done"
@@ -434,7 +454,8 @@ def test_an_estimate_is_learned_and_outlives_a_restart(open_engine: Any, runner:
     runner.gate.release(2)
     done = finished(engine, engine.submit(REQUEST))
     learned = engine.estimate(REQUEST)
-    assert learned is not None and 0.0 < learned <= done.seconds + 0.05
+    # Of its two steps the second counts twice, where the first was quicker than that.
+    assert learned is not None and 0.0 < learned <= 2 * done.seconds
     assert engine.remaining(done.id) is None
     engine.pause()
     first, second = engine.submit(REQUEST), engine.submit(REQUEST)

@@ -124,12 +124,13 @@ def test_killed_at_every_commit_and_rename(children: Children, tmp_path: Path) -
 def test_killed_again_and_again_at_any_moment(children: Children, tmp_path: Path) -> None:
     """One queue through thirty kills, each child taking over what the last one left and adding to it."""
     dice = random.Random(7)
-    measure = tmp_path / "measure"
-    measure.mkdir()
-    started = time.monotonic()
-    children.start(measure, jobs=2, step_seconds=0.01)
-    assert children.join() == 0
-    usual = time.monotonic() - started
+    usual = 60.0  # seconds; the least of some, for one that took long would have the others killed after their end
+    for number in range(3):
+        (tmp_path / f"measure{number}").mkdir()
+        started = time.monotonic()
+        children.start(tmp_path / f"measure{number}", jobs=2, step_seconds=0.01)
+        assert children.join() == 0
+        usual = min(usual, time.monotonic() - started)
     folder = tmp_path / "queue"
     folder.mkdir()
     killed = 0

@@ -203,18 +203,18 @@ def test_what_failed_in_this_session_is_said_until_dismissed(
 def test_a_hundred_jobs_cost_little(engine: QueueEngine, feed: QueueFeed) -> None:
     engine.pause()
     jobs = [engine.submit(GenerationRequest(f"{number} {TWO_LINES} {'long ' * 60}")) for number in range(100)]
-    began = time.perf_counter()
+    began = time.thread_time()
     whole = feed.answer("")
-    drawn = time.perf_counter() - began
+    drawn = time.thread_time() - began
     seen = whole["revision"]
-    began = time.perf_counter()
+    began = time.thread_time()
     for _ in range(100):
         assert feed.answer("", whole["epoch"], seen)["parts"] == {}
-    asked = (time.perf_counter() - began) / 100
+    asked = (time.thread_time() - began) / 100
     engine.reorder([jobs[-1], *jobs[:-1]])
     moved = len(str(feed.answer("", whole["epoch"], seen)))
     print(f"draw {drawn * 1e3:.1f} ms, {len(str(whole)) / 1e3:.0f} kB; asked again {asked * 1e3:.2f} ms")
-    assert drawn < 1.0 and asked < 0.01  # generous: the machine may be busy with something else
+    assert drawn < 1.0 and asked < 0.01  # generous, and of this thread's own work alone
     assert len(str(whole)) < 300_000 and moved < 300_000
     seen = feed.answer("")["revision"]
     engine.cancel(jobs[-2])

@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -198,8 +199,16 @@ def heed_interrupts() -> None:
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
 def test_a_stopped_run_goes_on_where_it_was(tmp_path: Path, how: signal.Signals) -> None:
     source, output = tmp_path / "prompts.txt", tmp_path / "captions.txt"
-    source.write_text("\n".join(f"scene {number}" for number in range(8)))
-    behaviour = Behaviour(seconds=0.5, slots=1)
+    scenes = [f"scene {number}" for number in range(8)]
+    source.write_text("\n".join(scenes))
+    stopped = threading.Event()
+
+    def reply(messages: list[dict[str, str]]) -> str:
+        if not any(scene in messages[-1]["content"] for scene in scenes[:2]):
+            stopped.wait()
+        return obedient(messages)
+
+    behaviour = Behaviour(reply=reply)
     command = [sys.executable, "-m", "rewriter", "--input", source, "--output", output, "--backend", "vllm"]
     record = tmp_path / "captions.txt.rows.jsonl"
     with serving(behaviour) as url:
@@ -222,10 +231,12 @@ def test_a_stopped_run_goes_on_where_it_was(tmp_path: Path, how: signal.Signals)
             assert written[7] == "scene 7"
         with record.open("a") as file:
             file.write('{"line": 3, "prompt_sha')  # cut off in the middle
-        done, asked = record.read_bytes().count(b"\n"), len(behaviour.requests)
-        behaviour.seconds = 0.0
+        assert record.read_bytes().count(b"\n") == 2
+        asked = len(behaviour.requests)
+        stopped.set()
         finished = subprocess.run([*command, "--base-url", url], cwd=ROOT, capture_output=True, text=True, check=True)
-        assert f"{done} done already" in finished.stderr
-        assert len(behaviour.requests) == asked + 8 - done
+        assert "2 done already" in finished.stderr
+        asked_again = "".join(request["messages"][-1]["content"] for request in behaviour.requests[asked:])
+        assert [scene in asked_again for scene in scenes] == [False] * 2 + [True] * 6
     assert len(output.read_text(encoding="utf-8").splitlines()) == 8
     assert finished.stdout == ""

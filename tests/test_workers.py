@@ -48,8 +48,11 @@ PROMPT = "一个圆球 ~~你好~~"
 CLIP = GenerationRequest(PROMPT, width=96, height=64, num_frames=13, num_inference_steps=3, seed=5)
 LONG = GenerationRequest(PROMPT, width=64, height=64, num_frames=5, num_inference_steps=200, seed=5)
 SHORT = GenerationRequest(PROMPT, modality="audio", seconds=0.2, num_inference_steps=1, seed=5)
-LOST_WITHIN = 10.0
 SILENCE = 4.0
+# Seconds. The promise of 10 is measured where nothing else runs (docs/engine-evidence.md): an app that stood still
+# itself counts the silence anew. Without a watch over it nothing here would end within minutes.
+LOST_WITHIN = 30.0
+GONE_WITHIN = 10.0  # for a process that was killed already
 SILENCE_OF_AN_APP = 7.0  # longer than the silence that it bears of others
 
 
@@ -154,11 +157,12 @@ def assert_lost(runner: WorkerRunner, folder: Path, rank: int, number: signal.Si
         make(runner, LONG, folder, hit_rank)
     assert time.monotonic() - hit[0] < LOST_WITHIN
     assert runner.pids == {}
-    wait_until_gone(pids, seconds=1.0)
+    wait_until_gone(pids, seconds=GONE_WITHIN)
     assert not any(folder.iterdir())
 
 
-def assert_cancels_within_a_step(runner: WorkerRunner, folder: Path) -> None:
+def assert_cancels_within_a_step(runner: WorkerRunner, faults: Path, folder: Path) -> None:
+    """With steps so long that the word is there before the next has ended, however busy the machine is."""
     steps: list[int] = []
     cancelled = threading.Event()
 
@@ -167,8 +171,10 @@ def assert_cancels_within_a_step(runner: WorkerRunner, folder: Path) -> None:
         if step == 2:
             cancelled.set()
 
+    (faults / "slower").touch()
     with pytest.raises(GenerationCancelled):
         make(runner, LONG, folder, cancel_at_2, cancelled)
+    (faults / "slower").unlink()
     assert steps[-1] <= 4  # a step may end while the word is on its way
     assert not any(folder.iterdir())
 
@@ -223,7 +229,14 @@ def test_who_asks_for_a_voice_is_told_when_the_worker_dies(one: WorkerRunner, tm
     one.start()
     os.kill(one.pids[0], signal.SIGSTOP)  # so that it cannot answer first
     pids = list(one.pids.values())
-    threading.Timer(0.3, os.kill, (pids[0], signal.SIGKILL)).start()
+    group = one._group
+    assert group is not None
+
+    def kill_once_asked() -> None:
+        wait_for(lambda: group._asked)
+        os.kill(pids[0], signal.SIGKILL)
+
+    threading.Thread(target=kill_once_asked).start()
     with pytest.raises(EngineError, match="has ended"):
         one.speaker_embedding(tmp_path / "voice.wav")
     wait_until_gone(pids)
@@ -231,8 +244,8 @@ def test_who_asks_for_a_voice_is_told_when_the_worker_dies(one: WorkerRunner, tm
         one.speaker_embedding(tmp_path / "voice.wav")
 
 
-def test_a_cancelled_run_ends_within_a_step(one: WorkerRunner, slow: None, tmp_path: Path) -> None:
-    assert_cancels_within_a_step(one, tmp_path)
+def test_a_cancelled_run_ends_within_a_step(one: WorkerRunner, faults: Path, tmp_path: Path) -> None:
+    assert_cancels_within_a_step(one, faults, tmp_path)
 
 
 def test_the_process_outlives_errors(one: WorkerRunner, faults: Path, tmp_path: Path) -> None:
@@ -261,7 +274,7 @@ def test_unloaded_killed_and_stopped_processes_are_replaced(one: WorkerRunner, s
     pids = list(one.pids.values())
     one.unload()
     assert one.pids == {}
-    wait_until_gone(pids, seconds=1.0)
+    wait_until_gone(pids, seconds=GONE_WITHIN)
     assert_lost(one, tmp_path, 0, signal.SIGKILL)
     assert_lost(one, tmp_path, 0, signal.SIGSTOP)
 
@@ -275,7 +288,7 @@ def test_two_ranks(two: WorkerRunner, faults: Path, expected: np.ndarray, slow: 
     # Rounding differs in the last bits (tests/test_parallel.py), of which the video codec makes a little more.
     assert np.abs(frames_of(outcome.path) - expected).mean() < 0.3
     outcome.path.unlink()
-    assert_cancels_within_a_step(two, tmp_path)
+    assert_cancels_within_a_step(two, faults, tmp_path)
     voice = tmp_path / "voice.wav"
     voice.write_bytes(b"no sound at all")
     with pytest.raises(RequestError, match=r"voice\.wav"):
@@ -302,7 +315,7 @@ def test_an_error_inside_a_collective_ends_the_group_and_keeps_its_reason(
     with pytest.raises(RunFailed, match="smaller size"):
         make(two, CLIP, tmp_path)
     (faults / "inside-1").unlink()
-    wait_until_gone(pids, seconds=1.0)
+    wait_until_gone(pids, seconds=GONE_WITHIN)
 
 
 @pytest.mark.slow
@@ -317,7 +330,7 @@ def test_a_rank_that_hangs_while_all_hearts_beat_ends_the_group(
     assert time.monotonic() - float((faults / "fell-asleep").read_text()) < LOST_WITHIN
     assert group.STANDSTILL_SECONDS > parallel.SETTLE + 1  # who is at rest for a reason is given the time
     (faults / "asleep-1").unlink()
-    wait_until_gone(pids, seconds=1.0)
+    wait_until_gone(pids, seconds=GONE_WITHIN)
 
 
 APP = """
@@ -379,16 +392,18 @@ def test_a_model_that_is_not_there_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("hit", [signal.SIGKILL, signal.SIGSTOP])
-def test_a_process_that_is_killed_or_stopped_while_it_loads_is_replaced(hit: signal.Signals) -> None:
-    runner = WorkerRunner(SOURCE, silence=SILENCE)
+def test_a_process_that_is_killed_or_stopped_while_it_loads_is_replaced(hit: signal.Signals, faults: Path) -> None:
+    runner = WorkerRunner(SOURCE, worker="faulty_worker", silence=SILENCE)
     found: list[Any] = []
     starting = threading.Thread(target=lambda: found.append(runner.start()))
+    (faults / "loading").touch()
     starting.start()
     try:
         while not (pids := runner.pids):
             assert starting.is_alive()
             time.sleep(0.01)
         os.kill(pids[0], hit)
+        (faults / "loading").unlink()
         wait_until_gone([pids[0]], seconds=LOST_WITHIN)
         starting.join()
         assert found and found[0].spec.name
@@ -400,7 +415,7 @@ def test_a_process_that_is_killed_or_stopped_while_it_loads_is_replaced(hit: sig
 def test_vitals_tell_work_and_waiting_for_work_from_rest() -> None:
     """Of a process alone, and of one whose child works for it."""
     source = "import subprocess, sys\nfor line in sys.stdin: "
-    spin = "i = 3 * 10**8\nwhile i: i -= 1"
+    spin = "i = 10**9\nwhile i: i -= 1"
     process = psutil.Popen(
         [sys.executable, "-c", f"{source}subprocess.run([sys.executable, '-c', {spin!r}]) if 'child' in line else 0"],
         stdin=subprocess.PIPE,
@@ -512,12 +527,13 @@ def test_patience_grows_with_the_steps_and_the_clip() -> None:
 
 
 HUNG = """
+import sys
 import time
 from nava_core.engine.pulse import Patience, Pulse
 from nava_core.engine.wire import dial
 pulse = Pulse(dial(), Patience(first=0.5))
 pulse.start()
-time.sleep(2.5)
+sys.stdin.readline()
 pulse.work(1.0)
 time.sleep(600)
 """
@@ -525,11 +541,13 @@ time.sleep(600)
 
 def test_a_rank_that_makes_no_progress_says_so_and_ends() -> None:
     switchboard = Switchboard()
-    process = subprocess.Popen([sys.executable, "-c", HUNG], env=os.environ | switchboard.environment)
+    environment = os.environ | switchboard.environment
+    process = subprocess.Popen([sys.executable, "-c", HUNG], env=environment, stdin=subprocess.PIPE, text=True)
     line = switchboard.answer()
     assert line is not None
     words = [line.receive() for _ in range(3)]
     assert words == [Alive()] * 3  # waiting for work may take any time
+    print(file=process.stdin, flush=True)
     while isinstance(word := line.receive(), Alive):
         continue
     assert "no progress" in word.reason

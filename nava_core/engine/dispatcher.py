@@ -7,7 +7,8 @@ import logging
 import sqlite3
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -63,6 +64,7 @@ class Dispatcher:
         self._idle_seconds = None if idle_minutes is None else idle_minutes * 60
         self._changed = board.changed
         self._loaded = self._wanted = False
+        self._hearing = 0  # voices at this moment
         self._lost_in_a_row = 0
         self._learned: tuple[str, RunTimes] | None = None
         self._unsaved: list[Callable[[], object]] = []
@@ -111,19 +113,31 @@ class Dispatcher:
 
     def speaker_embedding(self, reference: Path) -> np.ndarray:
         """See `Engine`; a model whose memory was freed is loaded for it. Raises RequestError or EngineError."""
+        with self._kept_loaded():
+            with self._changed:
+                if not self._loaded and not self.over:
+                    self._wanted = True
+                    self._changed.notify_all()
+                    self._changed.wait_for(lambda: self._loaded or not self._wanted or self.over)
+                if self.over or not self._loaded or self.info is None:
+                    raise EngineError(self.status.message or "the model is not loaded; try again in a moment")
+                if not self.info.spec.accepts_speakers:
+                    raise EngineError(
+                        f"{self.info.spec.name} has no speaker encoder, so it cannot hear a voice; load a bundle that "
+                        "holds a ReDimNet release (<name>.pt)"
+                    )
+            return self._runner.speaker_embedding(reference)
+
+    @contextmanager
+    def _kept_loaded(self) -> Iterator[None]:
+        """No idle time that ends meanwhile frees the model's memory."""
         with self._changed:
-            if not self._loaded and not self.over:
-                self._wanted = True
-                self._changed.notify_all()
-                self._changed.wait_for(lambda: self._loaded or not self._wanted or self.over)
-            if self.over or not self._loaded or self.info is None:
-                raise EngineError(self.status.message or "the model is not loaded; try again in a moment")
-            if not self.info.spec.accepts_speakers:
-                raise EngineError(
-                    f"{self.info.spec.name} has no speaker encoder, so it cannot hear a voice; load a bundle that "
-                    "holds a ReDimNet release (<name>.pt)"
-                )
-        return self._runner.speaker_embedding(reference)
+            self._hearing += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._hearing -= 1
 
     def save(self, action: Callable[[], object]) -> None:
         """Write a change that has happened already; later, if the disk is full now."""
@@ -227,8 +241,11 @@ class Dispatcher:
     def _load_or_unload(self) -> None:
         """There is no job: somebody wants the model for something else, or nobody has wanted it for long enough."""
         if not self._wanted:
+            with self._changed:
+                if self._hearing:
+                    return
+                self._loaded = False
             logger.info("nothing to do: the model's memory is freed until the next job")
-            self._loaded = False
             self._runner.unload()
             return
         try:
@@ -394,18 +411,15 @@ class Dispatcher:
         with self._changed:
             if record.job.state != "running":
                 return
-            seconds = record.elapsed
-            self.save(
-                lambda: self._store.finish(
-                    record.job.id,
-                    ending.state,
-                    result=ending.result,
-                    recipe=ending.recipe,
-                    error=ending.error,
-                    seconds=seconds,
-                )
-            )
-            self._board.end(record, state=ending.state, result=ending.result, recipe=ending.recipe, error=ending.error)
+            # What is shown is what is kept: its seconds do not hold those that keeping it takes.
+            found: dict[str, Any] = {
+                "result": ending.result,
+                "recipe": ending.recipe,
+                "error": ending.error,
+                "seconds": record.elapsed,
+            }
+            self.save(lambda: self._store.finish(record.job.id, ending.state, **found))
+            self._board.end(record, state=ending.state, **found)
 
     def _halt(self, message: str) -> None:
         """Take no further job until somebody asks: each would spend its time and fail for the same reason."""
