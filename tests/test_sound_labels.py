@@ -1,4 +1,4 @@
-"""What sounds at each audio token, and that the head that is asked for it teaches the layers before it."""
+"""What sounds at each audio token."""
 
 from __future__ import annotations
 
@@ -6,12 +6,10 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import torch
 
-from nava_core.models.transformer_nava import NavaTransformer3DModel
 from training.lexicon import WORDS
 from training.shots import sample_shot
-from training.sound_labels import CLASSES, IMPACTS, PARTS, UNKNOWN, SoundHead, sound_labels
+from training.sound_labels import CLASSES, IMPACTS, PARTS, UNKNOWN, sound_labels
 from training.voices import Voice, VoiceBank
 from training.world import contacts
 from training.world_sound import MATERIALS
@@ -60,21 +58,3 @@ def test_nothing_is_asked_of_voices_that_are_not_known(bank: VoiceBank) -> None:
     assert sound_labels(silent, None, 9).eq(0).all()
     spoken = replace(silent, people=(replace(silent.people[0], voice="one", words=("go",)),))
     assert sound_labels(spoken, None, 9).eq(UNKNOWN).all() and not sound_labels(spoken, bank, 9).eq(UNKNOWN).any()
-
-
-def test_the_head_teaches_the_layers_before_it_and_no_others() -> None:
-    torch.manual_seed(0)
-    model = NavaTransformer3DModel(
-        num_attention_heads=2, attention_head_dim=12, in_channels=4, out_channels=4, audio_in_channels=4,
-        audio_out_channels=4, text_dim=8, text_len=8, freq_dim=8, ffn_dim=16, num_layers=1, num_single_layers=3,
-        speaker_dim=None,
-    )  # fmt: skip
-    head = SoundHead(model)
-    model(torch.randn(2, 4, 2, 4, 4), torch.randn(2, 10, 4), torch.tensor([500.0]), torch.randn(2, 8, 8))
-    labels = torch.randint(0, CLASSES, (2, 10))
-    labels[1] = UNKNOWN
-    head.loss(labels).backward()
-    taught = [any(value.grad is not None for value in block.parameters()) for block in model.transformer_blocks]
-    assert taught == [True, True, True, False]
-    model(torch.randn(2, 4, 2, 4, 4), torch.randn(2, 10, 4), torch.tensor([500.0]), torch.randn(2, 8, 8))
-    assert head.loss(torch.full((2, 10), UNKNOWN)) == 0

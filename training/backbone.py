@@ -20,7 +20,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -32,22 +32,22 @@ from nava_core.models.transformer_nava import NavaTransformer3DModel
 from nava_core.sampling import shifted
 from training import common
 from training.clips import Batch, CachedClips
+from training.middle_heads import MiddleHeads
 from training.muon import Muon
-from training.sound_labels import SoundHead
 from training.voices import VoiceBank
 
 logger = logging.getLogger(__name__)
 
 
 class NanoModel(nn.Module):
-    """The backbone, the text encoder that learns with it, and the head that asks what sounds."""
+    """The backbone, the text encoder that learns with it, and the heads that ask what is seen and what sounds."""
 
     def __init__(self, config: dict[str, Any], vocabulary: int):
         super().__init__()
         self.transformer = NavaTransformer3DModel(**config["transformer"])
         text_config = UMT5Config(vocab_size=vocabulary, tie_word_embeddings=False, **config["text_encoder"])
         self.text_encoder = UMT5EncoderModel(text_config)
-        self.sound_head = SoundHead(self.transformer)
+        self.middle_heads = MiddleHeads(self.transformer)
         self._initialise()
 
     def _initialise(self) -> None:
@@ -109,12 +109,22 @@ def draw_voices(
     return batch.speakers * ~null[..., None], positions
 
 
-def flow_loss(
-    model: NanoModel, batch: Batch, config: dict[str, Any], rng: np.random.Generator
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean squared errors of the predicted velocities (noise - data), for video (0 of sound alone) and audio, and the
-    cross entropy of what sounds.
+class Losses(NamedTuple):
+    """Mean squared errors of the predicted velocities (noise - data), and the cross entropies of what is seen and what
+    sounds. 0 where there is no picture.
     """
+
+    video: Tensor
+    audio: Tensor
+    picture_labels: Tensor
+    labels: Tensor
+
+    def total(self, config: dict[str, Any]) -> Tensor:
+        named = config["label_loss_weight"] * (self.picture_labels + self.labels)
+        return self.video + config["audio_loss_weight"] * self.audio + named
+
+
+def flow_loss(model: NanoModel, batch: Batch, config: dict[str, Any], rng: np.random.Generator) -> Losses:
     size = len(batch.audio)
     sigma = torch.from_numpy(shifted(rng.random(size), config["time_shift"])).float()
     dropped = torch.from_numpy(rng.random(size) < config["text_dropout"])
@@ -146,7 +156,7 @@ def flow_loss(
         start = 1 if clean_first_frame else 0
         video_loss = F.mse_loss(output.sample.float()[:, :, start:], video_velocity[:, :, start:])
     audio_loss = F.mse_loss(output.audio_sample.float(), audio_noise - batch.audio)
-    return video_loss, audio_loss, model.sound_head.loss(batch.labels)
+    return Losses(video_loss, audio_loss, *model.middle_heads.losses(batch.picture_labels, batch.labels))
 
 
 class Optimizers:
@@ -249,21 +259,18 @@ def train(
     while (progress := ranks.progress(clock, step)) < 1:
         source = sources[rng.choice(len(sources), p=[source.share for source in sources])]
         batch = source.clips.draw(rng, source.config["batch_size"], source.config["empty_prompt"])
-        video_loss, audio_loss, label_loss = flow_loss(model, batch, source.config, rng)
-        total = video_loss + config["audio_loss_weight"] * audio_loss + config["label_loss_weight"] * label_loss
-        total.backward()
+        found = flow_loss(model, batch, source.config, rng)
+        found.total(config).backward()
         ranks.average_gradients(list(model.parameters()))
         nn.utils.clip_grad_norm_(model.parameters(), config["gradient_clip"])
         optimizers.step(common.warmup_cosine(progress, config["warmup"]))
         average.update(model)
         step += 1
-        measured = {"audio": audio_loss.item(), "labels": label_loss.item()}
-        if batch.video is None:
-            measured = {f"sound_{name}": value for name, value in measured.items()}
-        else:
-            measured["video"] = video_loss.item()
-        for name, value in measured.items():
-            losses[name].append(value)
+        for name, value in found._asdict().items():
+            if batch.video is not None:
+                losses[name].append(value.item())
+            elif name in ("audio", "labels"):
+                losses[f"sound_{name}"].append(value.item())
         if step % 50 == 0 and ranks.index == 0:
             means = {name: round(float(np.mean(values)), 5) for name, values in sorted(losses.items())}
             log.write(step, **means, spent=round(clock.spent, 1))

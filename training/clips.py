@@ -16,9 +16,12 @@ from transformers import PreTrainedTokenizerFast
 from nava_core.conditioning.text import tokenise_prompt
 from training.cache_latents import read_cache, read_shards
 from training.captions_people import shot_caption
+from training.picture_labels import picture_labels
 from training.shots import Shot, speakers
 from training.sound_labels import sound_labels
 from training.voices import VoiceBank
+
+PATCH = 2  # latents to a token's side
 
 
 @dataclass(frozen=True)
@@ -27,7 +30,8 @@ class Batch:
 
     video: None where the cache holds sound alone.
     speakers: (batch, most speakers, 192), in the order of the text's speech spans; speaker_positions: for each sample
-    the text rows that they take, none where the cache holds no voices. labels: (batch, tokens), see `sound_labels`.
+    the text rows that they take, none where the cache holds no voices. labels: (batch, tokens), see `sound_labels`;
+    picture_labels: (batch, video tokens), see there, None without a video.
     """
 
     video: Tensor | None
@@ -37,6 +41,7 @@ class Batch:
     speakers: Tensor
     speaker_positions: list[tuple[int, ...]]
     labels: Tensor
+    picture_labels: Tensor | None
 
 
 @dataclass
@@ -126,8 +131,14 @@ class CachedClips:
             for entry, length, has_voices in zip(tokens, lengths, voiced, strict=True)
         ]
         audio = tensors["audio"]
-        labels = torch.stack([sound_labels(group.shots[number], self.bank, audio.shape[1]) for number in chosen])
-        return Batch(tensors.get("video"), audio, ids, mask, voices, rows, labels)
+        drawn = [group.shots[number] for number in chosen]
+        labels = torch.stack([sound_labels(shot, self.bank, audio.shape[1]) for shot in drawn])
+        seen, video = None, tensors.get("video")
+        if video is not None:
+            frames, height, width = video.shape[2:]
+            grid = frames, height // PATCH, width // PATCH
+            seen = torch.stack([picture_labels(shot, *grid) for shot in drawn])
+        return Batch(video, audio, ids, mask, voices, rows, labels, seen)
 
 
 def _voices(stored: Tensor, shots: list[Shot]) -> tuple[Tensor, list[bool]]:

@@ -1,0 +1,66 @@
+"""What each video token shows, and that the heads that are asked teach the layers before them."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from nava_core.models.transformer_nava import NavaTransformer3DModel
+from training import sound_labels
+from training.backdrops import WALLS
+from training.middle_heads import MiddleHeads
+from training.people import HAIR, SKINS
+from training.picture_labels import _NAMES, CLASSES, picture_labels
+from training.shots import KINDS, render_frames, sample_shot
+from training.world import COLOURS
+
+TINTS = {"hair": HAIR, "skin": SKINS, "clothes": COLOURS, "backdrop": WALLS}
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "view"])
+def test_what_a_token_is_said_to_show_is_in_its_pixels(kind: str) -> None:
+    shown = []
+    for seed in range(4):
+        shot = sample_shot(np.random.default_rng(seed), kind)
+        pixels = render_frames(shot, [np.zeros(shot.num_frames, np.float32)] * len(shot.people)).astype(np.float32)
+        rows, columns = shot.height // 32, shot.width // 32
+        labels = picture_labels(shot, 13, rows, columns).reshape(13, rows, columns)
+        for number, row, column in np.ndindex(*labels.shape):
+            first, second = _NAMES[labels[number, row, column]]
+            if first == "backdrop":
+                continue
+            patch = pixels[max(4 * number - 2, 0), 32 * row : 32 * row + 32, 32 * column : 32 * column + 32]
+            tint = TINTS[first][second] if first in TINTS else COLOURS[first]
+            # Shaded by up to a fifth, and never the whole of the patch.
+            distance = np.linalg.norm(patch - np.array(tint), axis=-1)
+            shown.append((distance < 60).mean() > 0.05)
+    assert np.mean(shown) > 0.9
+
+
+def test_a_shape_is_found_in_every_frame_however_small() -> None:
+    shot = sample_shot(np.random.default_rng(1), "fall")
+    assert shot.scene is not None
+    wanted = _NAMES.index((shot.scene.colour, shot.scene.shape))
+    assert picture_labels(shot, 13, 4, 4).reshape(13, -1).eq(wanted).any(dim=1).all()
+
+
+def test_the_heads_teach_the_layers_before_them_and_no_others() -> None:
+    torch.manual_seed(0)
+    model = NavaTransformer3DModel(
+        num_attention_heads=2, attention_head_dim=12, in_channels=4, out_channels=4, audio_in_channels=4,
+        audio_out_channels=4, text_dim=8, text_len=8, freq_dim=8, ffn_dim=16, num_layers=1, num_single_layers=3,
+        speaker_dim=None,
+    )  # fmt: skip
+    heads = MiddleHeads(model)
+    clip = torch.randn(2, 4, 2, 4, 4), torch.randn(2, 10, 4), torch.tensor([500.0]), torch.randn(2, 8, 8)
+    sound = torch.randint(0, sound_labels.CLASSES, (2, 10))
+    sound[1] = sound_labels.UNKNOWN
+    for loss in range(2):
+        model.zero_grad()
+        model(*clip)
+        heads.losses(torch.randint(0, CLASSES, (2, 8)), sound)[loss].backward()
+        taught = [any(value.grad is not None for value in block.parameters()) for block in model.transformer_blocks]
+        assert taught == [True, True, True, False]
+    model(*clip)
+    assert heads.losses(None, torch.full((2, 10), sound_labels.UNKNOWN)) == (0, 0)

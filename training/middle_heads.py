@@ -1,0 +1,46 @@
+"""What the backbone's own middle is asked while it learns: what a video token shows, what sounds at an audio token.
+
+The flow loss hardly depends on the words: said wrongly, they cost a percent or two of it beside when, how loudly and by
+whom they are said, and a model learns them last. So it is with the colours that a caption names: where little noise is
+left they are seen in the clip itself. A linear head that must name them from a middle layer, also where the clip is all
+noise, can do so only by finding them in the text, and an impact only by finding it in the picture. It is dropped after
+training. (Guided attention in speech synthesis and representation alignment in image models serve the same purpose.)
+"""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from nava_core.models.transformer_nava import NavaTransformer3DModel
+from training import picture_labels, sound_labels
+
+
+class MiddleHeads(nn.Module):
+    """Two linear heads on the tokens after the layer halfway through `transformer`."""
+
+    def __init__(self, transformer: NavaTransformer3DModel) -> None:
+        super().__init__()
+        blocks = transformer.transformer_blocks
+        dim = transformer.config.num_attention_heads * transformer.config.attention_head_dim
+        self.norm = nn.LayerNorm(dim)
+        self.picture, self.sound = nn.Linear(dim, picture_labels.CLASSES), nn.Linear(dim, sound_labels.CLASSES)
+        self._tokens: list[Tensor] = []
+        blocks[len(blocks) // 2].register_forward_hook(lambda _block, _given, output: self._tokens.append(output))
+
+    def losses(self, picture: Tensor | None, sound: Tensor) -> tuple[Tensor, Tensor]:
+        """Cross entropies of the last pass's tokens with the labels `picture` (batch, video tokens) and `sound` (batch,
+        audio tokens). 0 for what there is no picture of, or where all of the sound is UNKNOWN.
+        """
+        tokens = self.norm(self._tokens[-1].float())
+        self._tokens.clear()
+        seen = heard = tokens.new_zeros(())
+        if picture is not None:
+            seen = _cross_entropy(self.picture(tokens[:, : picture.shape[1]]), picture)
+        if bool((sound != sound_labels.UNKNOWN).any()):
+            heard = _cross_entropy(self.sound(tokens[:, -sound.shape[1] :]), sound)
+        return seen, heard
+
+
+def _cross_entropy(scores: Tensor, labels: Tensor) -> Tensor:
+    return F.cross_entropy(scores.flatten(0, 1).float(), labels.flatten(), ignore_index=sound_labels.UNKNOWN)

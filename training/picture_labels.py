@@ -1,0 +1,66 @@
+"""What is seen at each video token: a shape of a colour, hair, skin or clothes, or what is behind them.
+
+Asked by `training.middle_heads`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import product
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from training.backdrops import AMBIENCES, WALLS
+from training.people import HAIR, SKINS
+from training.shots import Shot, heads, points_of_interest
+from training.world import COLOURS, SHAPES
+
+_NAMES = (
+    *(("backdrop", name) for name in (*WALLS, *AMBIENCES)),
+    *(("hair", name) for name in HAIR),
+    *(("skin", name) for name in SKINS),
+    *(("clothes", name) for name in COLOURS),
+    *product(COLOURS, SHAPES),
+)
+CLASS_OF = {names: number for number, names in enumerate(_NAMES)}
+CLASSES = len(_NAMES)
+
+
+def picture_labels(shot: Shot, frames: int, rows: int, columns: int) -> Tensor:
+    """The class of each token, (frames * rows * columns,), of so many latent frames and rows and columns of tokens."""
+    labels = np.full((frames, rows, columns), CLASS_OF["backdrop", shot.backdrop])
+    # A latent frame holds four frames, the first one a single one.
+    shown = np.minimum(np.maximum(4 * np.arange(frames) - 2, 0), shot.num_frames - 1)
+    sizes = np.array([shot.width / columns, shot.height / rows])
+    for names, boxes in _things(shot):
+        left, top, right, bottom = (boxes[shown] / np.tile(sizes, 2)).T
+        covered = _within(top, bottom, rows)[:, :, None] & _within(left, right, columns)[:, None, :]
+        labels[covered] = CLASS_OF[names]
+    return torch.from_numpy(labels.ravel())
+
+
+def _within(low: np.ndarray, high: np.ndarray, count: int) -> np.ndarray:
+    """The tokens whose middles are between two ends (frames,), and at least the one that holds the middle of both."""
+    places = np.arange(count)
+    middle = np.clip(np.floor((low + high) / 2), 0, count - 1)
+    inside: np.ndarray = (places + 0.5 >= low[:, None]) & (places + 0.5 < high[:, None])
+    return inside | (places == middle[:, None])
+
+
+def _things(shot: Shot) -> Iterator[tuple[tuple[str, str], np.ndarray]]:
+    """The names and the boxes, pixels (frames, 4), of what stands before the backdrop, from the back to the front."""
+    for person, head in zip(shot.people, heads(shot), strict=True):
+        left, top, right, bottom = head.T
+        middle, floor = (top + bottom) / 2, np.full_like(bottom, shot.height)
+        yield ("clothes", person.clothes), np.stack([left, bottom, right, floor], axis=1)
+        yield ("hair", person.hair), np.stack([left, top, right, middle], axis=1)
+        yield ("skin", person.skin), np.stack([left, middle, right, bottom], axis=1)
+    boxes = points_of_interest(shot)[len(shot.people) :]
+    if shot.scene is not None:
+        yield (shot.scene.colour, shot.scene.shape), boxes[0]
+    if shot.roll is not None:
+        ball, struck = boxes[-2:]
+        yield (shot.roll.colour, shot.roll.shape), struck
+        yield (shot.roll.ball_colour, "ball"), ball
