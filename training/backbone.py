@@ -31,6 +31,7 @@ from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 from nava_core.models.transformer_nava import NavaTransformer3DModel
 from nava_core.sampling import shifted
 from training import common
+from training.caption_head import CaptionHead, Captions
 from training.clips import Batch, CachedClips
 from training.middle_heads import MiddleHeads
 from training.muon import Muon
@@ -40,7 +41,7 @@ logger = logging.getLogger(__name__)
 
 
 class NanoModel(nn.Module):
-    """The backbone, the text encoder that learns with it, and the heads that ask what is seen and what sounds."""
+    """The backbone, the text encoder that learns with it, and the heads that ask both what the clip is of."""
 
     def __init__(self, config: dict[str, Any], vocabulary: int):
         super().__init__()
@@ -48,6 +49,7 @@ class NanoModel(nn.Module):
         text_config = UMT5Config(vocab_size=vocabulary, tie_word_embeddings=False, **config["text_encoder"])
         self.text_encoder = UMT5EncoderModel(text_config)
         self.middle_heads = MiddleHeads(self.transformer)
+        self.caption_head = CaptionHead(text_config.d_model)
         self._initialise()
 
     def _initialise(self) -> None:
@@ -88,6 +90,11 @@ class NanoModel(nn.Module):
         state = trained.state_dict()
         state |= {name: moved for name in ("shared.weight", "encoder.embed_tokens.weight") if name in state}
         self.text_encoder.load_state_dict(state)
+
+    def caption_loss(self, captions: Captions) -> Tensor:
+        """Cross entropy of what the captions say, read from their states alone."""
+        states = self.text_encoder(captions.ids, attention_mask=captions.mask).last_hidden_state
+        return self.caption_head.loss(states, captions.mask, captions.answers)
 
     def text_states(self, batch: Batch, dropped: Tensor) -> Tensor:
         """Text states with zeros for padding and for whole texts that are dropped, as the pipeline pads them."""
@@ -260,7 +267,12 @@ def train(
         source = sources[rng.choice(len(sources), p=[source.share for source in sources])]
         batch = source.clips.draw(rng, source.config["batch_size"], source.config["empty_prompt"])
         found = flow_loss(model, batch, source.config, rng)
-        found.total(config).backward()
+        total = found.total(config)
+        if config["captions"]:
+            caption_loss = model.caption_loss(source.clips.draw_captions(rng, config["captions"]))
+            losses["captions"].append(caption_loss.item())
+            total = total + config["label_loss_weight"] * caption_loss
+        total.backward()
         ranks.average_gradients(list(model.parameters()))
         nn.utils.clip_grad_norm_(model.parameters(), config["gradient_clip"])
         optimizers.step(common.warmup_cosine(progress, config["warmup"]))

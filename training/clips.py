@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from nava_core.conditioning.text import tokenise_prompt
+from nava_core.conditioning.text import PromptTokens, tokenise_prompt
 from training.cache_latents import read_cache, read_shards
+from training.caption_head import Captions, answers
 from training.captions_people import shot_caption
 from training.picture_labels import picture_labels
 from training.shots import Shot, speakers
@@ -108,30 +109,20 @@ class CachedClips:
         self.groups = list(groups.values())
 
     def draw(self, rng: np.random.Generator, batch_size: int, empty_prompt: float) -> Batch:
-        shares = np.array([group.chances.sum() for group in self.groups])
-        group = self.groups[rng.choice(len(shares), p=shares / shares.sum())]
-        chosen = rng.choice(len(group.shots), batch_size, p=group.chances / group.chances.sum())
-        index = torch.from_numpy(chosen)
+        group, index = self._choose(rng, batch_size)
         tensors = {name: value[index].float() for name, value in group.joined.items()}
+        drawn = [group.shots[number] for number in index]
         tokens = [
-            tokenise_prompt(
-                self.tokenizer, "" if rng.random() < empty_prompt else shot_caption(group.shots[number], rng)
-            )
-            for number in chosen
+            tokenise_prompt(self.tokenizer, "" if rng.random() < empty_prompt else shot_caption(shot, rng))
+            for shot in drawn
         ]
-        lengths = [min(len(entry.ids), self.max_tokens) for entry in tokens]
-        ids = torch.full((batch_size, max(lengths)), self.tokenizer.pad_token_id)
-        mask = torch.zeros_like(ids)
-        for row, (entry, length) in enumerate(zip(tokens, lengths, strict=True)):
-            ids[row, :length] = torch.tensor([*entry.ids[: length - 1], entry.ids[-1]])
-            mask[row, :length] = 1
-        voices, voiced = _voices(tensors["speakers"], [group.shots[number] for number in chosen])
+        ids, mask = self._pad(tokens)
+        voices, voiced = _voices(tensors["speakers"], drawn)
         rows = [
             tuple(row for row in entry.speaker_positions if row < length - 1) if has_voices else ()
-            for entry, length, has_voices in zip(tokens, lengths, voiced, strict=True)
+            for entry, length, has_voices in zip(tokens, mask.sum(1).tolist(), voiced, strict=True)
         ]
         audio = tensors["audio"]
-        drawn = [group.shots[number] for number in chosen]
         labels = torch.stack([sound_labels(shot, self.bank, audio.shape[1]) for shot in drawn])
         seen, video = None, tensors.get("video")
         if video is not None:
@@ -139,6 +130,29 @@ class CachedClips:
             grid = frames, height // PATCH, width // PATCH
             seen = torch.stack([picture_labels(shot, *grid) for shot in drawn])
         return Batch(video, audio, ids, mask, voices, rows, labels, seen)
+
+    def draw_captions(self, rng: np.random.Generator, count: int) -> Captions:
+        """Captions alone, and what they say."""
+        group, index = self._choose(rng, count)
+        drawn = [group.shots[number] for number in index]
+        ids, mask = self._pad([tokenise_prompt(self.tokenizer, shot_caption(shot, rng)) for shot in drawn])
+        return Captions(ids, mask, torch.stack([answers(shot) for shot in drawn]))
+
+    def _choose(self, rng: np.random.Generator, count: int) -> tuple[_Group, Tensor]:
+        """Clips of one shape: their group, and their numbers in it."""
+        shares = np.array([group.chances.sum() for group in self.groups])
+        group = self.groups[rng.choice(len(shares), p=shares / shares.sum())]
+        return group, torch.from_numpy(rng.choice(len(group.shots), count, p=group.chances / group.chances.sum()))
+
+    def _pad(self, tokens: Sequence[PromptTokens]) -> tuple[Tensor, Tensor]:
+        """Ids and mask, (texts, longest); a text that is too long is cut before its last token."""
+        lengths = [min(len(entry.ids), self.max_tokens) for entry in tokens]
+        ids = torch.full((len(tokens), max(lengths)), self.tokenizer.pad_token_id)
+        mask = torch.zeros_like(ids)
+        for row, (entry, length) in enumerate(zip(tokens, lengths, strict=True)):
+            ids[row, :length] = torch.tensor([*entry.ids[: length - 1], entry.ids[-1]])
+            mask[row, :length] = 1
+        return ids, mask
 
 
 def _voices(stored: Tensor, shots: list[Shot]) -> tuple[Tensor, list[bool]]:
