@@ -12,6 +12,8 @@ from diffusers.pipelines.ltx2.vocoder import LTX2VocoderWithBWE
 from diffusers.utils.accelerate_utils import apply_forward_hook
 from einops import rearrange
 
+from nava_core.phase import refine_phases
+
 
 def encode_video(vae: AutoencoderKLWan, pixels: torch.Tensor) -> torch.Tensor:
     """Pixels to the normalised latents that the backbone works in: (posterior mode - mean) / std.
@@ -132,8 +134,10 @@ def decode_mel(audio_vae: AutoencoderKLLTX2Audio, tokens: torch.Tensor) -> torch
         return audio_vae.decode(latents[None].to(dtype)).sample[0].float()
 
 
-def decode_audio(audio_vae: AutoencoderKLLTX2Audio, vocoder: LTX2VocoderWithBWE, tokens: torch.Tensor) -> torch.Tensor:
-    """Normalised audio tokens to sound.
+def decode_audio(
+    audio_vae: AutoencoderKLLTX2Audio, vocoder: LTX2VocoderWithBWE, tokens: torch.Tensor, phase_rounds: int = 0
+) -> torch.Tensor:
+    """Normalised audio tokens to sound. phase_rounds: see `refine_phases`.
 
     Returns:
         `(channels, samples)` float32 in [-1, 1] at the vocoder's rate: `(4 * tokens - 3) * 480` samples at 48 kHz for
@@ -142,7 +146,8 @@ def decode_audio(audio_vae: AutoencoderKLLTX2Audio, vocoder: LTX2VocoderWithBWE,
     mel = decode_mel(audio_vae, tokens)
     device, dtype = _onload(vocoder)
     with torch.no_grad():
-        return vocoder(mel[None].to(device, dtype))[0].float()
+        sound = vocoder(mel[None].to(device, dtype))[0].float()
+        return refine_phases(sound, mel, sampling_rate(vocoder), phase_rounds)
 
 
 def sampling_rate(vocoder: LTX2VocoderWithBWE) -> int:

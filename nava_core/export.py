@@ -120,7 +120,8 @@ def _sound(pipeline: NavaPipeline, output: NavaPipelineOutput) -> tuple[np.ndarr
     """The sound `(channels, samples)`, or None, and its rate in Hz."""
     if output.audio_latents is not None:
         vocoder = _part(pipeline, "vocoder")
-        decoded = decode_audio(_part(pipeline, "audio_vae"), vocoder, output.audio_latents)
+        rounds = pipeline.spec.phase_rounds
+        decoded = decode_audio(_part(pipeline, "audio_vae"), vocoder, output.audio_latents, rounds)
         return decoded.cpu().numpy(), sampling_rate(vocoder)
     audio = None if output.audio is None else torch.as_tensor(output.audio).float().cpu().numpy()
     return audio, output.sampling_rate or CLIP_SAMPLING_RATE

@@ -373,7 +373,7 @@ class NavaPipeline(DiffusionPipeline, NavaLoraLoaderMixin):
                 frames = decode_clip(self._part("vae"), output.latents)
             if output.audio_latents is not None:
                 vocoder = self._part("vocoder")
-                audio = decode_audio(self._part("audio_vae"), vocoder, output.audio_latents)
+                audio = decode_audio(self._part("audio_vae"), vocoder, output.audio_latents, self.spec.phase_rounds)
                 rate = sampling_rate(vocoder)
         as_asked = _to_numpy if output_type == "np" else lambda tensor: tensor
         return NavaPipelineOutput(frames=as_asked(frames), audio=as_asked(audio), sampling_rate=rate, seed=output.seed)

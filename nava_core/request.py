@@ -109,6 +109,7 @@ class ModelSpec:
     accepts_speakers: bool = True
     accepts_images: bool = True
     modalities: tuple[str, ...] = get_args(Modality)
+    phase_rounds: int = 0  # of `refine_phases`, for a vocoder that is too small for voices
 
 
 @dataclass(frozen=True)

@@ -151,6 +151,7 @@ def main() -> None:
     parser.add_argument("--voices", type=Path, default=Path("runs/voices/voices.npz"))
     parser.add_argument("--audio-vae", type=Path)
     parser.add_argument("--vocoder", type=Path)
+    parser.add_argument("--phase-rounds", type=int, default=0, help="of nava_core.phase, after the vocoder")
     parser.add_argument("--speaker-encoder", type=Path)
     parser.add_argument("--clips", type=int, default=40)
     parser.add_argument("--splits", nargs="+", default=["train", "held_out"], choices=["train", "held_out"])
@@ -164,7 +165,9 @@ def main() -> None:
     if arguments.speaker_encoder:
         model = ReDimNetSpeakerEncoder.from_pretrained(arguments.speaker_encoder, torch_dtype=torch.float32)
         encoders["ours"] = OurEncoder(model.eval())
-    codec = Codec(arguments.audio_vae, arguments.vocoder) if arguments.audio_vae and arguments.vocoder else None
+    codec = None
+    if arguments.audio_vae and arguments.vocoder:
+        codec = Codec(arguments.audio_vae, arguments.vocoder, arguments.phase_rounds)
     recogniser = WordRecogniser(arguments.recogniser) if arguments.recogniser != "none" else None
     report: dict[str, Any] = {"impacts": measure_impacts(codec, arguments.clips)}
     logger.info("impacts: %s", json.dumps(report["impacts"]))
