@@ -7,9 +7,11 @@ import threading
 import time
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import closing, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import httpx
 import torch
 from conftest import GOLDEN
 from peft import LoraConfig, get_peft_model_state_dict
@@ -33,6 +35,9 @@ SMALL = {
     "negative_prompt_audio": "噪声",
     "hint": "Shapes: ball, star. 形状：圆球、星星。",
 }
+
+# The server shares the processors with all else that a test does: httpx's own patience of 5 s is for a network.
+get, post = (partial(ask, timeout=60.0) for ask in (httpx.get, httpx.post))
 
 
 def tiny_pipeline() -> Any:

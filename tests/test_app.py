@@ -10,7 +10,6 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,7 @@ from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 from PIL import Image
 from queue_child import SoundRunner
-from studio_server import TypingModel, form, offline_desk, slow_down, studio, tiny_pipeline
+from studio_server import TypingModel, form, get, offline_desk, post, slow_down, studio, tiny_pipeline
 
 import app
 from nava_core.engine import DATABASE, EngineStatus, InProcessEngine, Job, JobError, QueueEngine
@@ -43,8 +42,6 @@ from ui.studio import build_page
 
 ROOT = Path(__file__).parent.parent
 TEXT = Catalogue("en")
-# The server shares the processors with all else that a test does: httpx's own patience of 5 s is for a network.
-get, post = (partial(ask, timeout=60.0) for ask in (httpx.get, httpx.post))
 
 
 # The handlers, on a page that nobody has launched

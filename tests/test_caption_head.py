@@ -6,16 +6,17 @@ import numpy as np
 import pytest
 import torch
 
-from training.caption_head import NOT_ASKED, QUESTIONS, CaptionHead, answers
+from training.caption_head import QUESTIONS, CaptionHead, answers
 from training.picture_labels import CLASS_OF, CLASSES
 from training.shots import KINDS, sample_shot
+from training.sound_labels import UNKNOWN
 
 NAMES = {number: names for names, number in CLASS_OF.items()}
 
 
 def answered(kind: str, seed: int = 3) -> dict[str, tuple[str, str]]:
     found = answers(sample_shot(np.random.default_rng(seed), kind))
-    return {name: NAMES[int(answer)] for name, answer in zip(QUESTIONS, found, strict=True) if answer != NOT_ASKED}
+    return {name: NAMES[int(answer)] for name, answer in zip(QUESTIONS, found, strict=True) if answer != UNKNOWN}
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -39,7 +40,7 @@ def test_the_head_reads_what_the_states_hold_and_no_padding() -> None:
     optimizer = torch.optim.Adam(head.parameters(), 0.01)
     meanings = torch.randn(CLASSES, 16)
     asked = torch.randint(0, CLASSES, (64, len(QUESTIONS)))
-    asked[:, 1:] = NOT_ASKED
+    asked[:, 1:] = UNKNOWN
     states = torch.cat([meanings[asked[:, :1]], torch.zeros(64, 2, 16)], dim=1)
     mask = torch.tensor([1, 1, 0]).expand(64, 3)
     first = head.loss(states, mask, asked)

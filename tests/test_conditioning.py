@@ -137,7 +137,7 @@ PIECES = [
 ]
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.one_of(st.text(), st.lists(st.sampled_from(PIECES), max_size=14).map("".join)))
 @example("nava0 <nava0S> &lt;nava1E&gt; ~~a~~")
 @example("&~~lt;~~")

@@ -10,7 +10,6 @@ import time
 import zlib
 from collections.abc import Iterator
 from contextlib import closing
-from functools import partial
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,7 @@ from mcp import ClientSession
 from mcp.client.streamable_http import streamablehttp_client
 from PIL import Image
 from queue_child import SoundRunner
-from studio_server import offline_desk
+from studio_server import get, offline_desk, post
 
 import app
 from nava_core.engine import DATABASE, Job, QueueEngine
@@ -41,8 +40,6 @@ from ui.files import MAX_BYTES, MAX_SOUND_SECONDS, check_picture, check_sound, u
 from ui.rewriting import RewriteDesk, UnknownRewriting
 
 ANNA, BEN = ("anna", "sunflower:1"), ("ben", "大海")
-# The server shares the processors with all else that a test does: httpx's own patience of 5 s is for a network.
-get, post = (partial(ask, timeout=60.0) for ask in (httpx.get, httpx.post))
 SOUND = {"prompt": "rain on a tin roof", "modality": "audio", "num_inference_steps": 2}
 
 

@@ -87,7 +87,7 @@ RUNS = st.lists(
 )
 
 
-@settings(deadline=None, max_examples=80)
+@settings(max_examples=80)
 @given(
     RUNS, st.lists(st.tuples(st.integers(50, 40_000), st.integers(1, 50), st.integers(1, 4)), min_size=2, max_size=2)
 )

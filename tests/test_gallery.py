@@ -8,19 +8,18 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import fields, replace
-from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import gradio as gr
-import httpx
 import pytest
 from gallery_page import SPEC, Heard, gallery_page, make_clip
 from gradio.utils import get_upload_folder
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from studio_server import get
 
 from nava_core.engine.jobs import Job, UnknownJob
 from nava_core.media import probe, read_recipe
@@ -38,8 +37,6 @@ from ui.state import form_values
 TEXT = Catalogue("en")
 NASTY = "<img src=x onerror='window.bad=1'> & \"quoted\" {{this}} ${1+1}"
 EVERYTHING = Filters("", "all", 24, ())
-# The server shares the processors with all else that a test does: httpx's own patience of 5 s is for a network.
-get = partial(httpx.get, timeout=60.0)
 
 
 @pytest.fixture(scope="module")
@@ -132,7 +129,7 @@ def test_search_finds_words_in_prompts_seeds_and_models(gallery: Gallery, clips:
     assert gallery.clips("", favourites=True) == []
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(prompt=st.text(), other=st.text())
 def test_any_prompt_is_found_by_its_own_words_and_any_search_is_answered(
     prompt: str, other: str, tmp_path_factory: pytest.TempPathFactory
@@ -523,7 +520,7 @@ JSON = st.recursive(
 FIELDS = [*(item.name for item in fields(GenerationRequest)), "model", "anything"]
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.dictionaries(st.sampled_from(FIELDS), JSON))
 def test_no_recipe_breaks_the_form(recipe: dict[str, Any]) -> None:
     changed, messages = reused_form(NOW, recipe, PARTS, SPEC)

@@ -50,7 +50,7 @@ def shown_clip(prompt: str = "p", **fields: Any) -> Clip:
     return Clip(**{"id": "i", "owner": "", "path": Path(__file__), "recipe": recipe, "created": 1.0} | fields)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(st.text(max_size=200), st.text(alphabet=st.characters(exclude_characters="/\0", codec="utf-8"), max_size=40))
 def test_whatever_was_written_stays_text(prompt: str, name: str) -> None:
     clip = shown_clip(prompt, path=Path("/out") / f"{name}.mp4", recipe={"original_prompt": prompt or None})

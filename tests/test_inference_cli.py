@@ -113,7 +113,7 @@ def test_text_files(tmp_path: Path) -> None:
     assert len(read_batch(path, "jsonl")) == 4
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.text(min_size=1))
 def test_names_are_names(text: str) -> None:
     name = output_name(BatchLine(7, text, text), 2, "audio_video")

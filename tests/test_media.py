@@ -216,9 +216,7 @@ def test_recipe_survives_the_metadata_format(recipe):
     assert json.loads(_METADATA_ESCAPE.sub(r"\1", lines[0][1])) == recipe
 
 
-@settings(
-    max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
-)
+@settings(max_examples=6, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(st.lists(recipes, min_size=8, max_size=20))
 def test_recipe_survives_the_file(tmp_path, parts):
     recipe = {"parts": parts, "nasty": NASTY, "padding": "字" * 2000}

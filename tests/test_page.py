@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from gradio.utils import get_upload_folder
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from queue_child import SoundRunner
 
@@ -47,7 +47,6 @@ def test_a_quality_is_a_share_of_the_models_own_steps() -> None:
     assert quality_of(75, ModelSpec("x")) == "best" and quality_of(51, ModelSpec("x")) is None
 
 
-@settings(deadline=None)
 @given(*[st.lists(st.sampled_from([*"ab ，你", "~~", "word ", "\n"])).map("".join)] * 2)
 def test_both_texts_are_whole_in_their_differences(before: str, after: str) -> None:
     found = differences(before, after)

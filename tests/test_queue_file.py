@@ -162,9 +162,7 @@ OBJECTS = st.fixed_dictionaries(
 )
 
 
-@settings(
-    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
-)
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(lines=st.lists(OBJECTS.map(json.dumps).map(str.encode) | st.binary(max_size=60), min_size=1, max_size=4))
 @example(lines=[b'{"prompt": "a", "fps": 0}'])
 @example(lines=[b'\xff\xfe{"prompt": "a"}', b'{"prompt": "<script>alert(1)</script>"}'])

@@ -24,7 +24,7 @@ KINDS_A_PROMPT = 8
 
 
 def drawn(name: str) -> settings:
-    return settings(max_examples=DRAWN[name], deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+    return settings(max_examples=DRAWN[name], suppress_health_check=list(HealthCheck), derandomize=True)
 
 
 MARKS = [
@@ -361,7 +361,7 @@ def test_the_preview_shows_spans_in_their_places() -> None:
 
 
 @given(st.lists(st.sampled_from(["<think>", "</think>", "<", "th", "ink>", "a", "</THINK>"]), max_size=12))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_thinking_is_told_apart_wherever_the_stream_is_cut(pieces: list[str]) -> None:
     def told(parts: list[str]) -> tuple[str, str]:
         splitter = ThinkingSplitter()

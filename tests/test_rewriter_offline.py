@@ -199,7 +199,7 @@ def test_speech_stays(prompt: str, start: str) -> None:
 
 
 @given(st.text(min_size=1).filter(str.strip))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_the_same_prompt_gives_the_same_caption(prompt: str) -> None:
     rewriter = make_rewriter("offline")
     first, second = (compose_caption(lock(prompt)) for _ in range(2))

@@ -92,7 +92,7 @@ def test_closed_says_which_spans_were_closed_by_their_mark() -> None:
     ]
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(PROMPTS)
 @example("~~a <S><extra_id_2>b<E> c~~")
 @example("<S><extra_id_2><S><extra_id_2>")
@@ -114,7 +114,7 @@ def test_every_text_has_a_reading(text: str) -> None:
         assert found and before in text
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(PROMPTS.filter(lambda text: "<E>" not in text))
 def test_the_models_text_reads_the_same(text: str) -> None:
     prompt = parse_speech(text)
@@ -122,7 +122,7 @@ def test_the_models_text_reads_the_same(text: str) -> None:
     assert parse_speech(prompt.model_text).model_text == prompt.model_text
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.lists(st.text(alphabet=st.characters(exclude_characters="~<>"), max_size=8), min_size=1, max_size=5))
 def test_pairs_carry_their_letters(lines: list[str]) -> None:
     assert texts(" 说 ".join(f"~~{line}~~" for line in lines)) == lines
@@ -173,7 +173,7 @@ def test_jsonl_reading(text: str, references: int, lines: list[str] | None) -> N
         assert all(line in note for line in lines)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(PROMPTS, st.integers(0, 5))
 def test_jsonl_reading_never_loses_a_letter(text: str, references: int) -> None:
     reading, note = read_jsonl_prompt(text, references)

@@ -180,7 +180,7 @@ class Queue(RuleBasedStateMachine):
 
 
 TestQueue = Queue.TestCase
-TestQueue.settings = settings(max_examples=25, stateful_step_count=25, deadline=None)
+TestQueue.settings = settings(max_examples=25, stateful_step_count=25)
 
 
 @pytest.fixture

@@ -70,7 +70,7 @@ def test_more_lines_than_time_are_shortened_and_empty_ones_take_none() -> None:
     assert line_times((), 2.0) == [] and line_times(spans("a"), 0.0) == [(0.0, 0.0)]
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     lines=st.lists(st.text("ab 你好,.!1", max_size=40), max_size=12),
     seconds=st.floats(0.05, 30),

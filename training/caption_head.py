@@ -10,18 +10,18 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from training.middle_heads import label_loss
 from training.picture_labels import CLASS_OF, CLASSES
 from training.shots import Shot
+from training.sound_labels import UNKNOWN
 
 # People from left to right; the shape that falls or is struck; the ball that strikes.
 QUESTIONS = (
     "backdrop", "first hair", "first skin", "first clothes", "second hair", "second skin", "second clothes", "shape",
     "ball",
 )  # fmt: skip
-NOT_ASKED = -100
 HEADS = 4
 
 
@@ -34,7 +34,7 @@ class Captions(NamedTuple):
 
 
 def answers(shot: Shot) -> Tensor:
-    """The class of `picture_labels` that answers each question, (questions,); NOT_ASKED of what is not there."""
+    """The class of `picture_labels` that answers each question, (questions,); UNKNOWN of what is not there."""
     found = {"backdrop": ("backdrop", shot.backdrop)}
     for order, person in zip(("first", "second"), sorted(shot.people, key=lambda person: person.x), strict=False):
         found |= {f"{order} {part}": (part, getattr(person, part)) for part in ("hair", "skin", "clothes")}
@@ -42,7 +42,7 @@ def answers(shot: Shot) -> Tensor:
         found["shape"] = shot.scene.colour, shot.scene.shape
     if shot.roll is not None:
         found |= {"shape": (shot.roll.colour, shot.roll.shape), "ball": (shot.roll.ball_colour, "ball")}
-    return torch.tensor([CLASS_OF[found[name]] if name in found else NOT_ASKED for name in QUESTIONS])
+    return torch.tensor([CLASS_OF[found[name]] if name in found else UNKNOWN for name in QUESTIONS])
 
 
 class CaptionHead(nn.Module):
@@ -58,4 +58,4 @@ class CaptionHead(nn.Module):
         """Cross entropy of the `asked` (captions, questions); mask (captions, tokens) is 0 where there is no text."""
         queries = self.queries.expand(len(states), -1, -1)
         read, _ = self.attention(queries, states, states, key_padding_mask=mask == 0, need_weights=False)
-        return F.cross_entropy(self.classes(read).flatten(0, 1).float(), asked.flatten(), ignore_index=NOT_ASKED)
+        return label_loss(self.classes(read), asked)

@@ -36,11 +36,12 @@ class MiddleHeads(nn.Module):
         self._tokens.clear()
         seen = heard = tokens.new_zeros(())
         if picture is not None:
-            seen = _cross_entropy(self.picture(tokens[:, : picture.shape[1]]), picture)
+            seen = label_loss(self.picture(tokens[:, : picture.shape[1]]), picture)
         if bool((sound != sound_labels.UNKNOWN).any()):
-            heard = _cross_entropy(self.sound(tokens[:, -sound.shape[1] :]), sound)
+            heard = label_loss(self.sound(tokens[:, -sound.shape[1] :]), sound)
         return seen, heard
 
 
-def _cross_entropy(scores: Tensor, labels: Tensor) -> Tensor:
+def label_loss(scores: Tensor, labels: Tensor) -> Tensor:
+    """Mean cross entropy of `scores` (batch, places, classes) with `labels` (batch, places) that are not UNKNOWN."""
     return F.cross_entropy(scores.flatten(0, 1).float(), labels.flatten(), ignore_index=sound_labels.UNKNOWN)
