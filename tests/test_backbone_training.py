@@ -106,6 +106,24 @@ def test_a_run_is_resumed_and_built_on(
         assert all(torch.equal(value, made[name]) for name, value in kept.items())
 
 
+def test_captions_are_read_before_clips_are_made(
+    config: dict[str, Any], latents: Path, tmp_path: Path, kept_threads: None
+) -> None:
+    """The text encoder learns what they say, and nothing else of the model changes."""
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(WEIGHTS / "tokenizer")
+    torch.manual_seed(0)
+    model = backbone.NanoModel(config, len(tokenizer))
+    before = {name: value.detach().clone() for name, value in model.named_parameters()}
+    clips = CachedClips([latents], tokenizer, 128, KINDS)
+    asked = clips.draw_captions(np.random.default_rng(1), 64)
+    unread = model.caption_loss(asked).item()
+    reading = {**config, "reading_minutes": 0.1, "captions_read": 8}
+    backbone.read_captions(model, clips, reading, np.random.default_rng(0), common.Ranks())
+    assert model.caption_loss(asked).item() < 0.8 * unread
+    moved = {name.split(".")[0] for name, value in model.named_parameters() if not torch.equal(value, before[name])}
+    assert moved == {"text_encoder", "caption_head"}
+
+
 def test_sound_alone_has_its_share_of_the_batches(
     config: dict[str, Any], latents: Path, tmp_path: Path, kept_threads: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -169,7 +169,7 @@ def flow_loss(model: NanoModel, batch: Batch, config: dict[str, Any], rng: np.ra
 class Optimizers:
     """Muon for the matrices inside the layers, AdamW for embeddings, heads, norms and biases."""
 
-    def __init__(self, model: NanoModel, config: dict[str, Any]):
+    def __init__(self, model: nn.Module, config: dict[str, Any]):
         matrices: list[nn.Parameter] = []
         others: list[nn.Parameter] = []
         for name, parameter in model.named_parameters():
@@ -193,6 +193,30 @@ class Optimizers:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.muon.load_state_dict(state["muon"])
         self.adam.load_state_dict(state["adam"])
+
+
+def read_captions(
+    model: NanoModel, clips: CachedClips, config: dict[str, Any], rng: np.random.Generator, ranks: common.Ranks
+) -> None:
+    """Teach the text encoder and the caption head alone what captions say, for `reading_minutes`.
+
+    A step costs a twentieth of one with clips. A backbone leaves out of its pictures what it cannot read in the states,
+    and learns while it waits to do without them.
+    """
+    reader = nn.ModuleDict({"text_encoder": model.text_encoder, "caption_head": model.caption_head})
+    optimizers = Optimizers(reader, config)
+    clock, step, losses = common.RunClock(minutes=config["reading_minutes"]), 0, []
+    while (progress := ranks.progress(clock, step)) < 1:
+        loss = model.caption_loss(clips.draw_captions(rng, config["captions_read"]))
+        loss.backward()
+        ranks.average_gradients(list(reader.parameters()))
+        nn.utils.clip_grad_norm_(reader.parameters(), config["gradient_clip"])
+        optimizers.step(common.warmup_hold_decay(progress, config["warmup"], config["decay_share"]))
+        step += 1
+        losses.append(loss.item())
+        if step % 200 == 0 and ranks.index == 0:
+            logger.info("reading, step %d, %.0f s: %.3f", step, clock.spent, np.mean(losses))
+            losses.clear()
 
 
 @dataclass(frozen=True)
@@ -248,9 +272,12 @@ def train(
     model = NanoModel(config, len(tokenizer)).train()
     if start is not None:
         model.load(start, tokenizer)
+    rng = np.random.default_rng([config["seed"], ranks.index])
+    checkpoint = common.load_checkpoint(out) if resume else None
+    if checkpoint is None and config["reading_minutes"]:
+        read_captions(model, sources[0].clips, config, rng, ranks)
     optimizers, average = Optimizers(model, config), common.EMA(model, config["ema_decay"])
     step, spent = 0, 0.0
-    checkpoint = common.load_checkpoint(out) if resume else None
     if checkpoint is not None:
         step, spent = checkpoint["step"], checkpoint["spent"]
         for name, part in (("model", model), ("optimizers", optimizers), ("average", average)):
@@ -275,7 +302,7 @@ def train(
         total.backward()
         ranks.average_gradients(list(model.parameters()))
         nn.utils.clip_grad_norm_(model.parameters(), config["gradient_clip"])
-        optimizers.step(common.warmup_cosine(progress, config["warmup"]))
+        optimizers.step(common.warmup_hold_decay(progress, config["warmup"], config["decay_share"]))
         average.update(model)
         step += 1
         for name, value in found._asdict().items():
