@@ -20,6 +20,7 @@ from rewriter_server import obedient
 from nava_core.engine import Engine, PipelineSource
 from rewriter import make_rewriter
 from rewriter.backends.base import Chunk
+from ui.faster import DEFAULTS
 from ui.rewriting import RewriteDesk
 from ui.state import Form
 
@@ -184,4 +185,4 @@ def form(**changes: Any) -> Form:
         "timbre": 5.0,
         "align": False,
     }
-    return Form(**values | changes)
+    return Form(**values | DEFAULTS | {"assignments": None} | changes)

@@ -129,7 +129,7 @@ def test_the_form_becomes_a_request_and_a_request_the_form_again(tmp_path: Path)
     assert request.speakers == (None, str(voice))
     assert (request.width, request.height, request.seconds, request.seed) == (832, 480, 3.0, 5)
     again = form_values(request.resolve(SPEC), SPEC)
-    assert Form(**again | {"random_seed": False, "variations": 1}) == written
+    assert Form(**again | {"random_seed": False, "variations": 1, "assignments": None}) == written
 
 
 def test_a_random_seed_wins_over_the_one_shown_and_a_seed_in_words_is_refused() -> None:

@@ -24,7 +24,8 @@ from PIL import Image
 
 from nava_core import NavaPipeline, load_pipeline
 from nava_core.decode import decode_mel
-from nava_core.mel import FILTER_LENGTH, HOP_LENGTH, SAMPLING_RATE, mel_filter_bank
+from nava_core.mel import HOP_LENGTH, SAMPLING_RATE
+from nava_core.phase import refine_phases
 from training import speaking, world
 from training.cache_latents import SOUND_RATE, sound_tokens
 from training.evaluate_people import make_cases
@@ -39,18 +40,11 @@ ROUNDS = 40
 ROW = Row("one person", "talk", "held_out", generate, voices="held_out")
 
 
-def griffin_lim(mel: torch.Tensor) -> np.ndarray:
+def inverted(mel: torch.Tensor) -> np.ndarray:
     """A waveform (samples,) at 16 kHz of a log-mel (channels, frames, bins), both channels together."""
-    filters = mel_filter_bank(SAMPLING_RATE, FILTER_LENGTH, mel.shape[-1])
-    magnitude = (torch.linalg.pinv(filters) @ mel.exp().mean(0).T).clamp_min(0)
-    window = torch.hann_window(FILTER_LENGTH)
-    angles = torch.rand(magnitude.shape, generator=torch.Generator().manual_seed(0)) * 2 * torch.pi
-    spectrum = torch.polar(magnitude, angles)
-    for _ in range(ROUNDS):
-        wave = torch.istft(spectrum, FILTER_LENGTH, HOP_LENGTH, FILTER_LENGTH, window)
-        again = torch.stft(wave, FILTER_LENGTH, HOP_LENGTH, FILTER_LENGTH, window, return_complex=True)
-        spectrum = torch.polar(magnitude, again.angle())
-    return torch.istft(spectrum, FILTER_LENGTH, HOP_LENGTH, FILTER_LENGTH, window).numpy()
+    noise = torch.randn(1, mel.shape[1] * HOP_LENGTH, generator=torch.Generator().manual_seed(0))
+    together = mel.exp().mean(0, keepdim=True).log()
+    return refine_phases(noise, together, SAMPLING_RATE, ROUNDS)[0].numpy()
 
 
 @torch.no_grad()
@@ -112,12 +106,12 @@ def main() -> None:
         said.append(case.shot.people[speakers(case.shot)[0]].words)
         tokens, truth = say(pipeline, bank, case), sound_tokens(pipeline.audio_vae, case.shot, bank)
         mel, true_mel = decode_mel(pipeline.audio_vae, tokens), decode_mel(pipeline.audio_vae, truth)
-        wave = griffin_lim(mel)
+        wave = inverted(mel)
         with torch.no_grad():
             vocoded = pipeline.vocoder(mel[None].to(pipeline.vocoder.dtype))[0].float().numpy()
         heard["made"].append(recogniser(wave, SAMPLING_RATE))
         heard["vocoder"].append(recogniser(vocoded, SOUND_RATE))
-        heard["autoencoder"].append(recogniser(griffin_lim(true_mel), SAMPLING_RATE))
+        heard["autoencoder"].append(recogniser(inverted(true_mel), SAMPLING_RATE))
         own.append(heard_as_own(pipeline, bank, case, wave))
         pictures += [picture(true_mel), picture(mel)]
         logger.info("said %s; heard %s", " ".join(said[-1]), " ".join(heard["made"][-1]))

@@ -7,7 +7,7 @@ event with a general error, where `GenerationRequest` has one for the field.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -50,13 +50,13 @@ class Form:
     audio_align: float
     timbre: float
     align: bool
-    step_cache: float = 0.0
-    negative_until: float = 100.0
-    align_until: float = 100.0
-    timbre_until: float = 100.0
-    loras: list[str] = field(default_factory=list)
-    lora_scale: float = 1.0
-    assignments: Any = None
+    step_cache: float
+    negative_until: float
+    align_until: float
+    timbre_until: float
+    loras: list[str]
+    lora_scale: float
+    assignments: Any
 
     @classmethod
     def from_values(cls, values: Sequence[Any]) -> Form:
