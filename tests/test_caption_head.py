@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from training.caption_head import QUESTIONS, CaptionHead, answers
+from training.caption_head import QUESTIONS, WORDS, CaptionHead, answers
+from training.captions_people import shot_caption
 from training.picture_labels import CLASS_OF, CLASSES
 from training.shots import KINDS, sample_shot
 from training.sound_labels import UNKNOWN
@@ -14,8 +15,9 @@ from training.sound_labels import UNKNOWN
 NAMES = {number: names for names, number in CLASS_OF.items()}
 
 
-def answered(kind: str, seed: int = 3) -> dict[str, tuple[str, str]]:
-    found = answers(sample_shot(np.random.default_rng(seed), kind))
+def answered(kind: str, seed: int = 3, caption: str = "") -> dict[str, tuple[str, str]]:
+    shot = sample_shot(np.random.default_rng(seed), kind)
+    found = answers(shot, caption or shot_caption(shot, np.random.default_rng(0), "dense"))
     return {name: NAMES[int(answer)] for name, answer in zip(QUESTIONS, found, strict=True) if answer != UNKNOWN}
 
 
@@ -32,6 +34,15 @@ def test_people_are_asked_of_from_left_to_right() -> None:
     left, right = sorted(shot.people, key=lambda person: person.x)
     found = answered("pair")
     assert found["first clothes"] == ("clothes", left.clothes) and found["second hair"] == ("hair", right.hair)
+
+
+def test_what_a_caption_leaves_out_is_not_asked_and_speech_says_nothing_of_looks() -> None:
+    (person,) = sample_shot(np.random.default_rng(3), "talk").people
+    clothes = WORDS["clothes"][person.clothes]["en"][0]
+    assert answered("talk", caption=f"A {person.sex} in a {clothes} shirt says <S>dance<E>") == {
+        "first clothes": ("clothes", person.clothes)
+    }
+    assert answered("talk", caption=f"A person says <S>{clothes}<E>") == {}
 
 
 def test_the_head_reads_what_the_states_hold_and_no_padding() -> None:

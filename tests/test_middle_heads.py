@@ -12,7 +12,7 @@ from training.backdrops import WALLS
 from training.middle_heads import MiddleHeads
 from training.people import HAIR, SKINS
 from training.picture_labels import _NAMES, CLASSES, picture_labels
-from training.shots import KINDS, render_frames, sample_shot
+from training.shots import KINDS, points_of_interest, render_frames, sample_shot
 from training.world import COLOURS
 
 TINTS = {"hair": HAIR, "skin": SKINS, "clothes": COLOURS, "backdrop": WALLS}
@@ -43,6 +43,16 @@ def test_a_shape_is_found_in_every_frame_however_small() -> None:
     assert shot.scene is not None
     wanted = _NAMES.index((shot.scene.colour, shot.scene.shape))
     assert picture_labels(shot, 13, 4, 4).reshape(13, -1).eq(wanted).any(dim=1).all()
+
+
+def test_a_ball_that_has_not_come_in_yet_is_nowhere() -> None:
+    shot = sample_shot(np.random.default_rng(0), "roll")
+    assert shot.roll is not None
+    left, _, right, _ = points_of_interest(shot)[-2:][0].T
+    outside = (right <= left)[np.maximum(4 * np.arange(13) - 2, 0)]
+    labels = picture_labels(shot, 13, 4, 4).reshape(13, -1)
+    there = labels.eq(_NAMES.index((shot.roll.ball_colour, "ball"))).any(dim=1).numpy()
+    assert outside.any() and not there[outside].any() and there[~outside].all()
 
 
 def test_the_heads_teach_the_layers_before_them_and_no_others() -> None:

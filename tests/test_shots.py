@@ -138,6 +138,24 @@ def test_captions_say_what_the_camera_does_and_where_it_is() -> None:
             assert any(name in text for name in captions_people.WORDS["backdrop"][shot.backdrop][language]), text
 
 
+def test_captions_of_a_touring_camera_name_no_other_wall_and_no_fixed_camera() -> None:
+    rng, checked = np.random.default_rng(1), 0
+    while checked < 60:
+        shot = shots.sample_shot(rng, "tour")
+        if shot.scene is None:
+            continue
+        checked += 1
+        others = {*captions_people.WALLS} - {shot.backdrop}
+        for style, language in (("short", "zh"), ("english", "en")):
+            text = captions_people.shot_caption(shot, rng, style).lower()
+            own = captions_people.WALLS[shot.backdrop][language]
+            for wall in others:
+                names = captions_people.WALLS[wall][language]
+                assert not any(name in text and not any(name in word for word in own) for name in names), text
+            if shot.camera != "still":
+                assert "fixed" not in text and not any(name in text for name in captions_people.CAMERAS_ZH), text
+
+
 def test_a_rolling_ball_touches_the_shape_once_and_moves_it_on() -> None:
     rng = np.random.default_rng(0)
     for _ in range(40):

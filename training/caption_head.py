@@ -7,11 +7,13 @@ more of them than there are clips in a batch. The head is dropped after training
 
 from __future__ import annotations
 
+import re
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from training import captions, captions_people
 from training.middle_heads import label_loss
 from training.picture_labels import CLASS_OF, CLASSES
 from training.shots import Shot
@@ -23,6 +25,7 @@ QUESTIONS = (
     "ball",
 )  # fmt: skip
 HEADS = 4
+WORDS = captions.WORDS | captions_people.WORDS | {"clothes": captions.WORDS["colour"]}
 
 
 class Captions(NamedTuple):
@@ -33,8 +36,8 @@ class Captions(NamedTuple):
     answers: Tensor
 
 
-def answers(shot: Shot) -> Tensor:
-    """The class of `picture_labels` that answers each question, (questions,); UNKNOWN of what is not there."""
+def answers(shot: Shot, caption: str) -> Tensor:
+    """The class of `picture_labels` that answers each question, (questions,); UNKNOWN of what `caption` leaves out."""
     found = {"backdrop": ("backdrop", shot.backdrop)}
     for order, person in zip(("first", "second"), sorted(shot.people, key=lambda person: person.x), strict=False):
         found |= {f"{order} {part}": (part, getattr(person, part)) for part in ("hair", "skin", "clothes")}
@@ -42,7 +45,16 @@ def answers(shot: Shot) -> Tensor:
         found["shape"] = shot.scene.colour, shot.scene.shape
     if shot.roll is not None:
         found |= {"shape": (shot.roll.colour, shot.roll.shape), "ball": (shot.roll.ball_colour, "ball")}
-    return torch.tensor([CLASS_OF[found[name]] if name in found else UNKNOWN for name in QUESTIONS])
+    text = re.sub("<S>.*?<E>", "", caption).lower()
+    named = {name for name, (part, value) in found.items() if _says(text, part, value)}
+    return torch.tensor([CLASS_OF[found[name]] if name in named else UNKNOWN for name in QUESTIONS])
+
+
+def _says(text: str, part: str, value: str) -> bool:
+    """Whether one of the wordings of the part's value stands in `text`; the part of a shape is its colour."""
+    facts = (("colour", part), ("shape", value)) if part in WORDS["colour"] else ((part, value),)
+    wordings = [WORDS[fact][name] for fact, name in facts]
+    return all(any(word in text for language in names.values() for word in language) for names in wordings)
 
 
 class CaptionHead(nn.Module):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 import numpy as np
 
@@ -128,13 +129,19 @@ VOCABULARY_HINT: dict[str, dict[str, tuple[str, ...]]] = {
 }
 
 
-def caption(scene: Scene, rng: np.random.Generator, style: str, moment: bool | None = None) -> str:
+def caption(
+    scene: Scene, rng: np.random.Generator, style: str, moment: bool | None = None, setting: bool = True
+) -> str:
     """Words for `scene`: "dense" (Chinese, every fact), "short" (Chinese, some facts) or "english" (some facts).
 
     moment: whether to say when the shape first touches the floor, to a tenth of a second; None draws it by
-    MOMENT_SHARES. Short captions never do.
+    MOMENT_SHARES. Short captions never do. setting: whether short and English ones may name the wall and the camera.
     """
-    grammars = {"dense": _dense, "short": _short, "english": _english}
+    grammars = {
+        "dense": _dense,
+        "short": partial(_short, setting=setting),
+        "english": partial(_english, setting=setting),
+    }
     if style not in grammars:
         raise ValueError(f"style is {style!r}; it must be one of {', '.join(grammars)}")
     drawn = bool(rng.random() < MOMENT_SHARES[style])
@@ -195,9 +202,10 @@ def falling_action(scene: Scene, rng: np.random.Generator, moment: bool, words: 
     return f"{hanging}{pick(rng, '，。')}{falling}，{bouncing}{pick(rng, '，。')}{sounding}。"
 
 
-def _short(scene: Scene, rng: np.random.Generator, moment: str) -> str:
+def _short(scene: Scene, rng: np.random.Generator, moment: str, setting: bool) -> str:
     words = _words(scene, rng, "zh")
     keep = {fact: rng.random() < 0.5 for fact in words}
+    keep["background"] &= setting
     size = words["size"] if keep["size"] else ""
     thing = f"{size}{words['colour']}{pick(rng, ('', '的'))}{words['shape']}"
     if rng.random() < 0.25:
@@ -214,9 +222,10 @@ def _short(scene: Scene, rng: np.random.Generator, moment: str) -> str:
     )
 
 
-def _english(scene: Scene, rng: np.random.Generator, moment: str) -> str:
+def _english(scene: Scene, rng: np.random.Generator, moment: str, setting: bool) -> str:
     words = _words(scene, rng, "en")
     keep = {fact: rng.random() < 0.6 for fact in words}
+    keep["background"] &= setting
     size = f"{words['size']} " if keep["size"] else ""
     thing = f"{size}{words['colour']} {words['shape']}"
     if rng.random() < 0.15 and not moment:
@@ -233,7 +242,7 @@ def _english(scene: Scene, rng: np.random.Generator, moment: str) -> str:
     else:
         text = f"{article(thing)} {thing}{place} {verb}{release} {bounce}{sound}{background}."
     text = text[0].upper() + text[1:]
-    return text + pick(rng, ("", "", " Fixed camera.", " Simple 2D animation, fixed camera."))
+    return text + pick(rng, ("", "", " Fixed camera.", " Simple 2D animation, fixed camera.") if setting else ("",))
 
 
 def _words(scene: Scene, rng: np.random.Generator, language: str) -> dict[str, str]:

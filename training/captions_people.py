@@ -187,7 +187,7 @@ def _falling(shot: Shot, rng: np.random.Generator, moment: bool) -> str:
 def _short(shot: Shot, rng: np.random.Generator, moment: bool) -> str:
     parts = []
     if shot.scene is not None:
-        parts.append(captions.caption(shot.scene, rng, "short").rstrip("。"))
+        parts.append(captions.caption(shot.scene, rng, "short", setting=False).rstrip("。"))
     for person in _in_turn(shot):
         facts = _facts(person, rng, "zh")
         place = f"{facts['column']}的" if len(shot.people) > 1 or rng.random() < 0.4 else ""
@@ -208,7 +208,7 @@ def _short(shot: Shot, rng: np.random.Generator, moment: bool) -> str:
 def _english(shot: Shot, rng: np.random.Generator, moment: bool) -> str:
     sentences = []
     if shot.scene is not None:
-        sentences.append(captions.caption(shot.scene, rng, "english").rstrip("."))
+        sentences.append(captions.caption(shot.scene, rng, "english", moment, setting=False).rstrip("."))
     for person in _in_turn(shot):
         facts = _facts(person, rng, "en")
         skin = f"{facts['skin']}-skinned " if rng.random() < 0.4 else ""

@@ -135,8 +135,9 @@ class CachedClips:
         """Captions alone, and what they say."""
         group, index = self._choose(rng, count)
         drawn = [group.shots[number] for number in index]
-        ids, mask = self._pad([tokenise_prompt(self.tokenizer, shot_caption(shot, rng)) for shot in drawn])
-        return Captions(ids, mask, torch.stack([answers(shot) for shot in drawn]))
+        texts = [shot_caption(shot, rng) for shot in drawn]
+        ids, mask = self._pad([tokenise_prompt(self.tokenizer, text) for text in texts])
+        return Captions(ids, mask, torch.stack([answers(*clip) for clip in zip(drawn, texts, strict=True)]))
 
     def _choose(self, rng: np.random.Generator, count: int) -> tuple[_Group, Tensor]:
         """Clips of one shape: their group, and their numbers in it."""

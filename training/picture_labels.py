@@ -37,6 +37,7 @@ def picture_labels(shot: Shot, frames: int, rows: int, columns: int) -> Tensor:
     for names, boxes in _things(shot):
         left, top, right, bottom = (boxes[shown] / np.tile(sizes, 2)).T
         covered = _within(top, bottom, rows)[:, :, None] & _within(left, right, columns)[:, None, :]
+        covered &= ((right > left) & (bottom > top))[:, None, None]  # a ball that has not come in yet has no box
         labels[covered] = CLASS_OF[names]
     return torch.from_numpy(labels.ravel())
 
