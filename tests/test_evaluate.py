@@ -1,12 +1,19 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
-from perfect import PerfectPipeline
+from perfect import PerfectPipeline, recoloured
 
 from training import evaluate, evaluation, scores, world
+
+
+def measured(case: evaluation.Case, frames: np.ndarray) -> scores.Outcome:
+    clip = evaluation.Clip(frames, world.render_sound(case.scene), 48_000)
+    return evaluate.measure(case, clip, world.FPS, 1.0)
 
 
 @pytest.fixture
@@ -34,6 +41,33 @@ def test_a_perfect_model_scores_full_and_shuffled_sound_does_not(
     assert len(data["details"]["train"]) == 6 and (sheets / "image.png").stat().st_size > 0
     table = capsys.readouterr().out
     assert all(evaluate.TABLE.titles[name] in table for name in [*rows, "shuffled"])
+
+
+def test_a_first_frame_that_is_left_is_not_carried_on() -> None:
+    for case in evaluate.make_cases(3, "held_out"):
+        drawn = evaluation.render_frames(case.shot, None)
+        third = len(drawn) // 3
+        others = (
+            evaluation.render_frames(recoloured(case.shot), None),
+            world.render_frames(replace(case.scene, shape="star" if case.scene.shape != "star" else "ball")),
+            np.roll(drawn, 10, axis=2),
+            np.zeros_like(drawn),
+        )
+        assert scores.score([measured(case, drawn)])["carried"] == 1
+        for other in others:
+            numbers = scores.score([measured(case, np.concatenate([drawn[:-third], other[-third:]]))])
+            assert numbers["carried"] == 0 and numbers["place"] == 1
+
+
+def test_a_model_that_forgets_its_first_frame_does_not_carry_it_on(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    forgetful = PerfectPipeline(evaluate.make_cases(2, "held_out"), forgets=True)
+    monkeypatch.setattr(evaluate, "load_pipeline", lambda source: forgetful)
+    report = tmp_path / "report.json"
+    evaluate.main(["--clips", "2", "--rows", "image", "--out", str(report)])
+    values = json.loads(report.read_text(encoding="utf-8"))["rows"]["image"]
+    assert values["carried"] == 0 and values["place"] == 1
 
 
 def test_cases_are_fresh_held_out_and_independent_of_their_number() -> None:

@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from perfect import PerfectPipeline
+from perfect import PerfectPipeline, recoloured
 from scipy import ndimage
 
 from training import evaluate_roll, scores_roll, shots, speaking, world
 from training.evaluation import SHUFFLED
-from training.measure_roll import find_contact, measure_roll, measure_roll_clip
+from training.measure_roll import find_contact, measure_roll, measure_roll_clip, thing_colours
 from training.rolling import Roll
 
 
@@ -65,6 +65,30 @@ def test_own_sound_scores_full_and_anothers_does_not(outcomes: list[scores_roll.
     assert others["colour&shape"] == 1.0
     with pytest.raises(ValueError, match="two or more"):
         scores_roll.shuffled(outcomes[:1])
+
+
+def carried(roll: Roll, frames: np.ndarray) -> float:
+    clip = measure_roll_clip(worn(frames), np.zeros((2, 4800)))
+    return scores_roll.score([scores_roll.Outcome(roll, clip, 1.0)])["carried"]
+
+
+def test_colours_that_change_in_the_last_third_are_not_carried_on() -> None:
+    for seed in (1, 2):
+        roll, frames, _ = drawn(seed, colour="red", ball_colour="blue")
+        others = ({"colour": "green"}, {"ball_colour": "white"}, {"colour": "blue", "ball_colour": "red"})
+        for changes in others:
+            changed = drawn(seed, **({"colour": "red", "ball_colour": "blue"} | changes))[1]
+            assert carried(roll, np.concatenate([frames[:33], changed[33:]])) == 0
+        assert carried(roll, np.concatenate([frames[:33], np.full_like(frames[33:], 90)])) == 0
+        assert carried(roll, frames) == 1
+
+
+def test_what_was_hit_may_roll_out_of_the_picture() -> None:
+    gone, frames, _ = drawn(1, side="left", shape="ball", x=0.2, speed=0.85, contact=0.41, ball_colour="blue")
+    assert thing_colours(worn(frames[40:])) == ("blue",)
+    alone = np.concatenate([frames[:33], np.repeat(frames[40:41], 16, axis=0)])
+    assert carried(gone, alone) == 1 and carried(replace(gone, ball_colour="red"), alone) == 0
+    assert carried(replace(gone, speed=0.45), alone) == 0
 
 
 def test_large_things_that_fill_half_of_a_row_are_found() -> None:
@@ -133,6 +157,14 @@ def test_a_perfect_model_scores_full(
     assert set(data["rows"]) == {*names, "shuffled"} and len(data["details"]["image"]) == 3
     assert sum(call.get("image") is not None for call in pipeline.calls) == 3
     assert (sheets / "train.png").stat().st_size > 0 and SHUFFLED in capsys.readouterr().out
+
+
+def test_a_model_that_forgets_the_colours_does_not_carry_them_on() -> None:
+    (case,) = evaluate_roll.make_cases(1, "held_out")
+    assert recoloured(case.shot).roll != case.roll
+    forgetful = PerfectPipeline([case], forgets=True)
+    (result,) = evaluate_roll.evaluate(forgetful, ["image"], 1)
+    assert result.rows["image"]["carried"] == 0 and result.rows["image"]["ball colour"] == 1
 
 
 def test_cases_are_fresh_held_out_and_say_the_moment_only_where_asked() -> None:

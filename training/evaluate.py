@@ -4,8 +4,10 @@
 
 The rows: colour-shape pairs that were held out of the training, pairs of the training (with other numbers and words),
 a first frame given, and held-out pairs whose prompts do not say when the shape lands, so that picture and sound agree
-only as far as they heed each other. The floors: alignment guidance off, all guidance off, sounds shuffled between
-clips, untrained weights; and above them the ceiling, the world's own clips through the autoencoders.
+only as far as they heed each other. "place" is of the first frame, which the third row is given; "carried" is whether
+colour, shape and x are still its own in the last third of the clip. The floors: alignment guidance off, all guidance
+off, sounds shuffled between clips, untrained weights; and above them the ceiling, the world's own clips through the
+autoencoders.
 """
 
 from __future__ import annotations
@@ -39,7 +41,7 @@ from training.measure import measure_clip
 from training.scores import Outcome, score, shuffled
 
 COLUMNS = (
-    "colour", "shape", "colour&shape", "side", "size", "release", "place", "sync", "sync first", "sync 60ms",
+    "colour", "shape", "colour&shape", "side", "size", "release", "place", "carried", "sync", "sync first", "sync 60ms",
     "first 60ms", "count equal", "count true", "pan", "material", "contact std", "contact range", "sync error",
     "seconds",
 )  # fmt: skip

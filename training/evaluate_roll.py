@@ -4,6 +4,7 @@
 
 The rows, floors and ceiling are those of `training.evaluate`, of stage 1's other scene: the resting shape's colour and
 shape are held out of the training, or not; a first frame is given; the prompt does not say when the ball hits.
+"carried": in the last third of the clip both colours are still those asked for.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from training.measure_roll import measure_roll_clip
 from training.scores_roll import Outcome, score, shuffled
 
 COLUMNS = (
-    "colour", "shape", "colour&shape", "ball colour", "side", "contact", "moment", "sync 60ms", "first 60ms",
+    "colour", "shape", "colour&shape", "ball colour", "side", "carried", "contact", "moment", "sync 60ms", "first 60ms",
     "pan sign", "contact std", "moment error", "sync error", "seconds",
 )  # fmt: skip
 PLAIN_COLUMNS = ("contact std", "moment error", "sync error", "seconds")

@@ -36,7 +36,7 @@ logger = logging.getLogger(__name__)
 # The caches of the training draw clip i with seed i; a pair of numbers as the seed is none of those.
 SEED = 7_000_003
 SHEET_CLIPS = 12
-GUIDANCE_OFF = Guidance(video=1.0, audio=1.0, align=False)
+GUIDANCE_OFF = Guidance(video=1.0, audio=1.0, timbre=0.0, align=False)
 SHUFFLED = "sounds shuffled"
 
 
@@ -94,7 +94,7 @@ def generate(
     if voiced and bank is not None and case.shot.people and pipeline.spec.accepts_speakers:
         people = [case.shot.people[number] for number in speakers(case.shot)]
         options["speakers"] = [speaking.reference(person, bank) for person in people]
-    options |= {"width": case.shot.width, "height": case.shot.height}
+    options |= {"width": case.shot.width, "height": case.shot.height, "seconds": case.shot.seconds}
     return as_clip(pipeline(prompt=case.prompt, seed=case.seed, output_type="np", **options))
 
 
@@ -113,7 +113,7 @@ def generate_without_alignment(pipeline: NavaPipeline, case: Case, bank: VoiceBa
 
 
 def generate_without_guidance(pipeline: NavaPipeline, case: Case, bank: VoiceBank | None = None) -> Clip:
-    return generate(pipeline, case, bank, voiced=False, guidance=GUIDANCE_OFF)
+    return generate(pipeline, case, bank, guidance=GUIDANCE_OFF)
 
 
 def reconstruct(pipeline: NavaPipeline, case: Case, bank: VoiceBank | None = None) -> Clip:
@@ -227,10 +227,11 @@ def format_table(
 ) -> str:
     """Rows of numbers under short headings; shares in percent, `plain` columns as they are, "-" what is missing."""
     widths = {column: max(14, len(column) + 2) for column in columns}
-    lines = [" " * 22 + "".join(f"{column:>{width}}" for column, width in widths.items())]
+    first = max([22, *(len(titles[name]) for name in rows)])
+    lines = [" " * first + "".join(f"{column:>{width}}" for column, width in widths.items())]
     for name, values in rows.items():
         cells = (f"{_cell(values.get(column, float('nan')), column in plain):>{widths[column]}}" for column in columns)
-        lines.append(f"{titles[name]:<22}" + "".join(cells))
+        lines.append(f"{titles[name]:<{first}}" + "".join(cells))
     return "\n".join(lines)
 
 
@@ -242,14 +243,15 @@ def _cell(value: float, plain: bool) -> str:
 
 def write_report(path: Path, report: dict[str, Any]) -> None:
     """`report` as JSON, in which null stands for a number that is missing (NaN)."""
-    path.write_text(json.dumps(_finite(report), ensure_ascii=False, indent=1, allow_nan=False), encoding="utf-8")
+    path.write_text(json.dumps(finite(report), ensure_ascii=False, indent=1, allow_nan=False), encoding="utf-8")
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
+    """`value` with None for each number that is missing: JSON has no NaN."""
     if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
+        return {key: finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
+        return [finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

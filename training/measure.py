@@ -27,6 +27,8 @@ LEAST_LIKENESS = 0.7
 ROUNDINGS = {0.0: 0.0, 0.12: 0.01, 0.24: 0.02}
 OUTLINE_PIXELS = 48
 SIDES = (0.375, 0.625)
+# How much of a clip's end has to look as its given first frame did.
+LAST_SHARE = 1 / 3
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,10 @@ class PictureMeasure:
 
 @dataclass(frozen=True)
 class ClipMeasure:
+    """A clip's picture, over all of it and in its last third, and its sound."""
+
     picture: PictureMeasure
+    last: PictureMeasure
     sound: SoundMeasure
 
 
@@ -79,7 +84,13 @@ class Sync:
 
 def measure_clip(frames: np.ndarray, audio: np.ndarray, fps: float = FPS, rate: int = 48_000) -> ClipMeasure:
     """Measure uint8 `frames` (frames, height, width, 3) and `audio` (channels, samples)."""
-    return ClipMeasure(measure_picture(frames, fps), measure_sound(audio, rate))
+    picture, last = measure_picture(frames, fps), measure_picture(last_third(frames), fps)
+    return ClipMeasure(picture, last, measure_sound(audio, rate))
+
+
+def last_third(frames: np.ndarray) -> np.ndarray:
+    """The last of `frames` (frames, ...), two at least: until there a first frame that was given has to carry on."""
+    return frames[-max(int(LAST_SHARE * len(frames)), 2) :]
 
 
 def sync(seen: tuple[float, ...], heard: tuple[float, ...]) -> Sync:

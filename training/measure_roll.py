@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import ndimage
 
-from training.measure import LEAST_AREA, LEAST_CONTRAST, lower_edges, middles, name_colour, name_shape
+from training.measure import LEAST_AREA, LEAST_CONTRAST, last_third, lower_edges, middles, name_colour, name_shape
 from training.measure_sound import SoundMeasure, measure_sound
 from training.world import FLOOR, FPS
 
@@ -55,7 +55,10 @@ class RollMeasure:
 
 @dataclass(frozen=True)
 class RollClipMeasure:
+    """A clip's picture, the colours of what is seen in its last third from left to right, and its sound."""
+
     picture: RollMeasure
+    last_colours: tuple[str | None, ...]
     sound: SoundMeasure
 
 
@@ -69,7 +72,7 @@ class _Pieces:
 
 def measure_roll_clip(frames: np.ndarray, audio: np.ndarray, fps: float = FPS, rate: int = 48_000) -> RollClipMeasure:
     """Measure uint8 `frames` (frames, height, width, 3) and `audio` (channels, samples)."""
-    return RollClipMeasure(measure_roll(frames, fps), measure_sound(audio, rate))
+    return RollClipMeasure(measure_roll(frames, fps), thing_colours(last_third(frames)), measure_sound(audio, rate))
 
 
 def measure_roll(frames: np.ndarray, fps: float = FPS) -> RollMeasure:
@@ -96,6 +99,12 @@ def measure_roll(frames: np.ndarray, fps: float = FPS) -> RollMeasure:
     kind, likeness, _ = name_shape(rest, places, np.ones(len(rest), bool))
     x = float(np.median(places[:, 0]))
     return RollMeasure(kind, _colour(frames, shape), x, _colour(frames, ball), side, contact, likeness)
+
+
+def thing_colours(frames: np.ndarray) -> tuple[str | None, ...]:
+    """The colours of the one or two things of uint8 `frames` (frames, height, width, 3), from left to right."""
+    alone, *two = _things(frames)
+    return tuple(_colour(frames, thing) for thing in (two if len(two[0].frames) else [alone]) if len(thing.frames))
 
 
 def find_contact(frames: np.ndarray, ball: np.ndarray, shape: np.ndarray, gap: np.ndarray, fps: float) -> float | None:

@@ -72,6 +72,14 @@ def _place(outcome: Outcome) -> bool:
     return abs(x - scene.x) < PLACE_TOLERANCE and -PLACE_TOLERANCE < above - 0.8 * scene.radius < PLACE_TOLERANCE
 
 
+def _carried(outcome: Outcome) -> bool:
+    """In the last third colour, shape and x are those of the scene whose first frame was given."""
+    last, scene = outcome.clip.last, outcome.scene
+    if (last.colour, last.shape) != (scene.colour, scene.shape):
+        return False
+    return bool(abs(np.nanmedian(last.track[:, 0]) - scene.x) < PLACE_TOLERANCE)
+
+
 def _in_sync(outcome: Outcome) -> bool:
     return sync(outcome.clip.picture.contacts, outcome.clip.sound.onsets).all_within(SYNC_SECONDS)
 
@@ -117,6 +125,7 @@ SHARES: dict[str, Callable[[Outcome], bool | float]] = {
     "size": _size,
     "release": _release,
     "place": _place,
+    "carried": _carried,
     "sync": _in_sync,
     "sync first": _first_in_sync,
     "sync 60ms": _in_close_sync,
@@ -130,10 +139,19 @@ SHARES: dict[str, Callable[[Outcome], bool | float]] = {
 
 
 def shares(outcomes: Sequence[T], rules: Mapping[str, Callable[[T], bool | float]]) -> dict[str, float]:
-    """The mean of each rule over the clips. Raises ValueError where there are none."""
+    """The mean of each rule over the clips; a rule is NaN of a clip that it says nothing of, which does not count.
+
+    Raises ValueError where there are no clips.
+    """
     if not outcomes:
         raise ValueError("there are no clips to score; make at least one")
-    return {name: float(np.mean([rule(outcome) for outcome in outcomes])) for name, rule in rules.items()}
+    return {name: mean_known([rule(outcome) for outcome in outcomes]) for name, rule in rules.items()}
+
+
+def mean_known(values: Sequence[float]) -> float:
+    """The mean of the values that are not NaN; NaN where there are none."""
+    known = [value for value in values if not np.isnan(value)]
+    return float(np.mean(known)) if known else float("nan")
 
 
 def score(outcomes: Sequence[Outcome]) -> dict[str, float]:

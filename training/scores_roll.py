@@ -10,8 +10,9 @@ import numpy as np
 from training.measure import Sync, sync
 from training.measure_roll import RollClipMeasure
 from training.measure_sound import SIDE_DECIBELS
-from training.rolling import Roll
+from training.rolling import Roll, places
 from training.scores import CLOSE_SYNC_SECONDS, shares, with_others
+from training.world import CLIP_SECONDS
 
 # A prompt names the moment in tenths of a second.
 MOMENT_SECONDS = 0.1
@@ -52,6 +53,14 @@ def _side(outcome: Outcome) -> bool:
     return outcome.clip.picture.side == outcome.roll.side
 
 
+def _carried(outcome: Outcome) -> bool:
+    """In the last third both have the asked colours; what was hit may have rolled out of the picture by then."""
+    roll, seen = outcome.roll, outcome.clip.last_colours
+    both = (roll.ball_colour, roll.colour) if roll.side == "left" else (roll.colour, roll.ball_colour)
+    gone = abs(float(places(roll, np.array(CLIP_SECONDS))[1])) > 0.5
+    return seen == both or (gone and seen == (roll.ball_colour,))
+
+
 def _moment(outcome: Outcome) -> bool:
     """The contact is seen when it was asked for."""
     contact = outcome.clip.picture.contact
@@ -83,6 +92,7 @@ SHARES: dict[str, Callable[[Outcome], bool | float]] = {
     "colour&shape": _pair,
     "ball colour": _ball_colour,
     "side": _side,
+    "carried": _carried,
     "moment": _moment,
     "sync 60ms": _in_sync,
     "first 60ms": _first_in_sync,
