@@ -70,6 +70,24 @@ def test_looks_places_and_mouths_are_read_from_worn_pictures(kind: str) -> None:
             assert correlation(seen.opening, opening) > 0.95
 
 
+def test_what_is_not_to_be_seen_has_no_colour() -> None:
+    shot, frames, _ = draw("talk", 2)
+    (person,) = shot.people
+    wall = backdrops.WALLS[shot.backdrop]
+    for fact, colours in (("hair", people.HAIR), ("clothes", world.COLOURS)):
+        near = np.abs(frames.astype(int) - colours[getattr(person, fact)]).max(axis=-1) < 45
+        bare = np.where(near[..., None], np.array(wall, np.uint8), frames)
+        # A stray patch of it says nothing either.
+        corner = (slice(None), slice(-3, None) if fact == "clothes" else slice(30, 33), slice(60, 64))
+        bare[corner] = colours[getattr(person, fact)]
+        (seen,) = measure_people(worn(bare))
+        looks = {"skin": person.skin, "hair": person.hair, "clothes": person.clothes, fact: ""}
+        assert {name: getattr(seen, name) for name in looks} == looks
+    low = frames[:, : int((person.y + person.radius) * shot.height) + 2]
+    (seen,) = measure_people(low)
+    assert seen.clothes == ""
+
+
 def test_a_shut_mouth_and_an_empty_room_are_seen_as_such() -> None:
     shot = shots.sample_shot(np.random.default_rng(0), "talk")
     frames = shots.render_frames(shot, [np.zeros(shot.num_frames)])

@@ -2,14 +2,19 @@
 
     python -m training.evaluate_people --source FOLDER [--rows talk pair] [--clips 24] [--floors] [--out report.json]
 
-The rows: one person who speaks (looks held out of the training, a voice reference given where the model takes one),
-the same with looks of the training, the same without a reference, a first frame given, two people, and cameras with
-ambiences. The floors: alignment guidance off, all guidance off, sounds shuffled between clips, untrained weights; and
-above them the ceiling, the world's own clips through the autoencoders. Falling shapes are `training.evaluate`'s.
+Looks (pairs of hair and clothes) are held out of the training in all rows but "talk_train". Voices are held out in
+"talk_voices", "pair_voices" and their ceilings, and of the training in all others. The rows: one person who speaks,
+with a voice reference where the model takes one ("talk", "talk_train", "talk_voices"), a first frame given ("image"),
+two people ("pair", "pair_voices"), and cameras, ambiences, sizes and lengths ("tour"). The floors: no references
+("talk_unvoiced", "pair_unvoiced"), alignment guidance off, all guidance off, sounds shuffled between clips, untrained
+weights; and above them the ceilings, the world's own clips through the autoencoders. Falling shapes are
+`training.evaluate`'s.
 
 With --timbre, encoders trained elsewhere say whether each speaker's span is nearer to its own reference than to another
-voice's ("voice"), to one's of the same sex and like pitch ("like"), and of two people, whether each has the right voice
-("binding"). The chance of the first two is a half and that of the last about a quarter.
+voice's of the same sex ("voice"), to one's of like pitch too ("like"), and of two people, whether each has the right
+voice ("binding"). A model that ignores the references gets a half of the first two. Of two people of one sex it binds
+("one sex") a quarter if each speaks in any voice, and nobody if both speak in the same; of a woman and a man up to all,
+since the prompt says who is which.
 """
 
 from __future__ import annotations
@@ -47,45 +52,56 @@ from training.evaluation import (
 from training.likeness import clip_likeness, likeness_columns
 from training.recognise import WordRecogniser
 from training.scores_people import Outcome, measure_people_clip, score, shuffled
-from training.shots import Shot
+from training.shots import SECONDS, Shot
 from training.timbre import Encoder, independent_encoders
 from training.voices import VoiceBank
 
 COLUMNS = (
-    "people", "hair", "clothes", "skin", "side", "camera", "mouth", "mouth follows", "sync 60ms", "stereo", "order",
-    "carried", "wer", "start error", "seconds",
+    "people", "hair", "clothes", "skin", "side", "camera still", "camera moves", "mouth", "mouth follows", "sync 60ms",
+    "stereo", "order", "carried", "wer", "start error", "seconds",
 )  # fmt: skip
 PLAIN_COLUMNS = ("mouth", "start error", "seconds")
 ROWS = {
     "talk": Row("held-out looks", "talk", "held_out", generate),
     "talk_train": Row("looks of the training", "talk", "train", generate),
-    "talk_voices": Row("held-out voices", "talk", "held_out", generate, voices="held_out"),
-    "talk_unvoiced": Row("no reference", "talk", "held_out", generate_unvoiced),
-    "image": Row("first frame given", "talk", "held_out", generate_from_image),
-    "pair": Row("two people", "pair", "held_out", generate),
-    "tour": Row("cameras, ambiences", "tour", "held_out", generate),
+    "talk_voices": Row("held-out looks, voices", "talk", "held_out", generate, voices="held_out"),
+    "image": Row("held-out looks, first frame given", "talk", "held_out", generate_from_image),
+    "pair": Row("two, held-out looks", "pair", "held_out", generate),
+    "pair_voices": Row("two, held-out looks, voices", "pair", "held_out", generate, voices="held_out"),
+    "tour": Row("tours, held-out looks", "tour", "held_out", generate),
 }
-PLAIN_ROWS = ("talk", "talk_train", "image", "pair")
+PLAIN_ROWS = ("talk", "talk_train", "talk_voices", "image", "pair", "pair_voices")
 FLOORS = {
+    "talk_unvoiced": Row("no reference", "talk", "held_out", generate_unvoiced),
+    "pair_unvoiced": Row("two, no references", "pair", "held_out", generate_unvoiced),
     "no_align": Row("alignment guidance off", "talk", "held_out", generate_without_alignment),
     "no_guidance": Row("guidance off", "talk", "held_out", generate_without_guidance),
     "untrained": Row("untrained weights", "talk", "held_out", generate),
     "ceiling": Row("autoencoders alone", "talk", "held_out", reconstruct),
-    "ceiling_pair": Row("the same, two people", "pair", "held_out", reconstruct),
-    "ceiling_voices": Row("the same, new voices", "talk", "held_out", reconstruct, voices="held_out"),
-    "ceiling_tour": Row("the same, cameras", "tour", "held_out", reconstruct),
+    "ceiling_voices": Row("autoencoders, voices held out", "talk", "held_out", reconstruct, voices="held_out"),
+    "ceiling_pair": Row("autoencoders, two", "pair", "held_out", reconstruct),
+    "ceiling_pair_voices": Row(
+        "autoencoders, two, voices held out", "pair", "held_out", reconstruct, voices="held_out"
+    ),
+    "ceiling_tour": Row("autoencoders, tours", "tour", "held_out", reconstruct),
 }
-PLAIN_FLOORS = ("no_align", "no_guidance", "untrained", "ceiling", "ceiling_pair")
+PLAIN_FLOORS = tuple(name for name in FLOORS if name != "ceiling_tour")
+# Of tours, in seconds.
+LENGTHS = (SECONDS, 3.0, 4.0)
 TABLE = Table(ROWS, FLOORS, COLUMNS, PLAIN_COLUMNS)
 
 
-def make_cases(bank: VoiceBank, count: int, row: Row, size: str | None = None, seed: int = SEED) -> list[Case]:
-    """`count` fresh shots of people who speak, with prompts that say when."""
+def make_cases(
+    bank: VoiceBank, count: int, row: Row, size: str | None = None, seed: int = SEED,
+    lengths: Sequence[float] = (SECONDS,),
+) -> list[Case]:  # fmt: skip
+    """`count` fresh shots of people who speak, of any of the `lengths` in seconds, with prompts that say when."""
 
     def draw(rng: np.random.Generator) -> Shot:
-        shot = shots.sample_shot(rng, row.kind, row.split, size)
+        seconds = lengths[int(rng.integers(len(lengths)))]
+        shot = shots.sample_shot(rng, row.kind, row.split, size, seconds)
         while not shot.people:
-            shot = shots.sample_shot(rng, row.kind, row.split, size)
+            shot = shots.sample_shot(rng, row.kind, row.split, size, seconds)
         return speaking.give_voices(shot, bank, rng, row.voices)
 
     return draw_cases(count, draw, seed, row.moment)
@@ -148,8 +164,11 @@ def evaluate(
     """Run the rows `names` (keys of ROWS and FLOORS) with `clips` clips each; yields what there is after each row."""
 
     def cases_of(row: Row) -> list[Case]:
-        size = None if row.kind == "tour" and len(pipeline.spec.sizes) > 1 else "square"
-        return make_cases(bank, clips, row, size, seed)
+        if row.kind != "tour":
+            return make_cases(bank, clips, row, "square", seed)
+        size = None if len(pipeline.spec.sizes) > 1 else "square"
+        lengths = [seconds for seconds in LENGTHS if seconds <= max(pipeline.spec.max_seconds, SECONDS)]
+        return make_cases(bank, clips, row, size, seed, lengths)
 
     return make_rows(pipeline, TABLE, names, cases_of, ask(bank, listeners), bank)
 
@@ -167,8 +186,8 @@ def main(arguments: list[str] | None = None) -> None:
         parser, chosen, TABLE, load_pipeline,
         lambda pipeline: evaluate(pipeline, bank, names, chosen.clips, listeners, chosen.seed),
     )  # fmt: skip
-    if chosen.timbre:
-        print(format_table(result.rows, TABLE.titles, likeness_columns(list(listeners.encoders)), ()))
+    for encoder in listeners.encoders:
+        print(format_table(result.rows, TABLE.titles, likeness_columns([encoder]), ()))
 
 
 if __name__ == "__main__":

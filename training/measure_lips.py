@@ -32,7 +32,7 @@ class SpeechMeasure:
     start: float | None
     balances: tuple[float | None, ...]
     first: int | None
-    """The number of the person whose mouth opens first, from the left."""
+    """The number of the person whose mouth opens first, from the left; None where none does, or two at once."""
 
     def column(self, person: int) -> str | None:
         """Where the voice of a person comes from."""
@@ -59,8 +59,13 @@ def measure_lips(people: Sequence[PersonMeasure], audio: np.ndarray, fps: float,
     here = correlation(widest, np.interp(times, moments, levels))
     band = speech_band(audio, rate)
     balances = tuple(_balance(openings, number, band, fps, rate) for number in range(len(people)))
-    opened = [int(np.argmax(row > SPEAKING)) if (row > SPEAKING).any() else len(times) for row in openings]
-    return SpeechMeasure(here, float(lags[int(np.argmax(fits))]), start, balances, int(np.argmin(opened)))
+    return SpeechMeasure(here, float(lags[int(np.argmax(fits))]), start, balances, _first(openings > SPEAKING))
+
+
+def _first(opened: np.ndarray) -> int | None:
+    """Whose row of `opened` (people, frames) is true before all others'."""
+    rows = np.flatnonzero(opened[:, opened.any(axis=0).argmax()])
+    return int(rows[0]) if len(rows) == 1 else None
 
 
 def _relative(opening: np.ndarray) -> np.ndarray:

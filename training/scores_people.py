@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from training.likeness import Likeness, likeness_shares
+from training.measure import last_third
 from training.measure_camera import measure_camera
 from training.measure_lips import SpeechMeasure, measure_lips
 from training.measure_people import PersonMeasure, measure_people
@@ -20,8 +21,6 @@ LEAST_CORRELATION = 0.6
 IN_TIME_CORRELATION = 0.5
 PLACE_TOLERANCE = 0.05
 SIDES = (0.41, 0.59)
-# How much of a clip's end has to look as its given first frame did.
-LAST_SHARE = 1 / 3
 
 
 @dataclass(frozen=True)
@@ -51,8 +50,7 @@ class Outcome:
 
 def measure_people_clip(frames: np.ndarray, audio: np.ndarray, fps: float, rate: int) -> PeopleMeasure:
     """Measure uint8 `frames` (frames, height, width, 3) and `audio` (channels, samples)."""
-    people = tuple(measure_people(frames))
-    last = tuple(measure_people(frames[-max(int(LAST_SHARE * len(frames)), 2) :]))
+    people, last = tuple(measure_people(frames)), tuple(measure_people(last_third(frames)))
     return PeopleMeasure(people, last, measure_camera(frames), measure_lips(people, audio, fps, rate), frames.shape[2])
 
 
@@ -71,19 +69,33 @@ def _look(fact: str) -> Callable[[Outcome], float]:
     return rule
 
 
-def _side(outcome: Outcome) -> bool:
-    """One person stands in the asked column; two stand left and right of the middle."""
+def _side(outcome: Outcome) -> bool | float:
+    """One person stands in the asked column; two stand left and right of the middle. NaN where the camera moves."""
+    if _moves(outcome):
+        return np.nan
     places = [person.x / outcome.clip.width for person in outcome.clip.people]
     if not _present(outcome):
         return False
     if len(places) > 1:
         return places[0] < 0.5 < places[1]
     column = "left" if places[0] < SIDES[0] else "right" if places[0] > SIDES[1] else "centre"
-    return column == outcome.shot.people[0].column or outcome.shot.camera != "still"
+    return column == outcome.shot.people[0].column
 
 
-def _camera(outcome: Outcome) -> bool:
-    return outcome.clip.camera == outcome.shot.camera
+def _moves(outcome: Outcome) -> bool:
+    """Whether the camera is asked to move."""
+    return outcome.shot.camera != "still"
+
+
+def _camera(moves: bool) -> Callable[[Outcome], bool | float]:
+    """The camera does as asked, of those that move or of those that do not; NaN outside of tours, where none moves."""
+
+    def rule(outcome: Outcome) -> bool | float:
+        if outcome.shot.kind != "tour" or _moves(outcome) != moves:
+            return np.nan
+        return outcome.clip.camera == outcome.shot.camera
+
+    return rule
 
 
 def _correlation(outcome: Outcome) -> float:
@@ -108,12 +120,19 @@ def _stereo(outcome: Outcome) -> bool:
     )
 
 
-def _order(outcome: Outcome) -> bool:
-    return outcome.clip.speech.first == speakers(outcome.shot)[0]
+def _order(outcome: Outcome) -> bool | float:
+    """Of two speakers the right one opens the mouth first; NaN for one."""
+    order = speakers(outcome.shot)
+    return outcome.clip.speech.first == order[0] if len(order) > 1 else np.nan
 
 
-def _carried(outcome: Outcome) -> bool:
-    """In the last third hair, clothes and place are those of the scene whose first frame was given."""
+def _carried(outcome: Outcome) -> bool | float:
+    """In the last third hair, clothes and place are those of the scene whose first frame was given.
+
+    NaN where the camera moves, and the places with it.
+    """
+    if _moves(outcome):
+        return np.nan
     if len(outcome.clip.last) != len(outcome.shot.people):
         return False
     return all(
@@ -130,7 +149,8 @@ SHARES: dict[str, Callable[[Outcome], bool | float]] = {
     "clothes": _look("clothes"),
     "skin": _look("skin"),
     "side": _side,
-    "camera": _camera,
+    "camera still": _camera(moves=False),
+    "camera moves": _camera(moves=True),
     "mouth follows": _follows,
     "sync 60ms": _in_time,
     "stereo": _stereo,
