@@ -16,7 +16,17 @@ from PIL import Image
 
 from nava_core import Guidance, ReDimNetSpeakerEncoder
 from nava_core.pipeline import NavaPipelineOutput
-from training import evaluate, evaluate_people, guidance_curves, likeness, shots, speaking, timbre, world
+from training import (
+    evaluate,
+    evaluate_people,
+    evaluate_sound,
+    guidance_curves,
+    likeness,
+    shots,
+    speaking,
+    timbre,
+    world,
+)
 from training.evaluation import Case
 from training.lexicon import WORDS
 from training.sheet import line_chart
@@ -81,10 +91,30 @@ def test_own_voices_are_recognised_and_those_of_others_are_not(bank: VoiceBank, 
     others = []
     for shot in asked:
         voice = bank.voice(shot.people[0].voice)
-        (like,) = timbre.rivals(bank, voice)["like"] or timbre.rivals(bank, voice)["any"][:1]
-        others.append(speaking.render_sound(with_voices(shot, like.name), bank))
+        (rival,) = timbre.rivals(bank, voice)["sex"]
+        others.append(speaking.render_sound(with_voices(shot, rival.name), bank))
     wrong = heard(bank, asked, others)
-    assert wrong["voice comb like"] == 0 and wrong["likeness comb"] < own["likeness comb"] - 0.2
+    assert wrong["voice comb"] == wrong["voice comb like"] == 0 and wrong["likeness comb"] < own["likeness comb"] - 0.2
+
+
+def test_the_sex_alone_gives_no_voice_away(bank: VoiceBank) -> None:
+    asked = [case.shot for case in cases_of(bank, "talk", 16)]
+    first = [with_voices(shot, f"train-{shot.people[0].sex}0") for shot in asked]
+    values = heard(bank, asked, [speaking.render_sound(shot, bank) for shot in first])
+    own = np.mean([shot == said for shot, said in zip(asked, first, strict=True)])
+    assert 0 < own < 1 and values["voice comb"] == values["voice comb like"] == own
+
+
+def test_two_voices_of_one_sex_are_bound_apart_from_those_of_two(bank: VoiceBank) -> None:
+    shot = cases_of(bank, "pair", 1)[0].shot
+    mixed, women, one_voice = (with_voices(shot, "train-f0", f"train-{name}") for name in ("m1", "f1", "f0"))
+    sounds = [speaking.render_sound(said, bank) for said in (mixed, women, one_voice)]
+    bound = heard(bank, [mixed, women], sounds[:2])
+    assert bound["binding comb"] == bound["binding comb one sex"] == 1
+    ignored = heard(bank, [mixed, women], [sounds[0], sounds[2]])
+    assert ignored["binding comb"] == 0.5 and ignored["binding comb one sex"] == 0
+    apart = heard(bank, [mixed], [sounds[0]])
+    assert apart["binding comb"] == 1 and np.isnan(apart["binding comb one sex"])
 
 
 def test_voices_are_bound_to_their_spans(bank: VoiceBank) -> None:
@@ -105,20 +135,31 @@ def test_silence_is_nobodys_voice(bank: VoiceBank, samples: int) -> None:
     asked = [with_voices(shot, "train-f0", "train-m1") for shot in asked]
     noise = [2e-4 * np.random.default_rng(0).standard_normal((2, samples), np.float32) for _ in asked]
     values = heard(bank, asked, noise)
-    assert [values[name] for name in likeness.likeness_columns(["comb"])] == [0, 0, 0] and values["likeness comb"] == 0
+    assert [values[name] for name in ("voice comb", "voice comb like", "binding comb", "likeness comb")] == [0] * 4
 
 
 def test_references_are_of_the_split_and_say_other_words(bank: VoiceBank) -> None:
     first = bank.voice("held_out-f0")
     assert [voice.name for voice in timbre.rivals(bank, first)["like"]] == ["held_out-f1"]
-    assert {voice.split for voice in timbre.rivals(bank, first)["any"]} == {"held_out"}
-    assert timbre.rivals(bank, bank.voice("held_out-m0"))["like"] == []
+    man = timbre.rivals(bank, bank.voice("held_out-m0"))
+    assert [voice.name for voice in man["sex"]] == ["held_out-m1"] and man["like"] == []
     shot = with_voices(cases_of(bank, "pair", 1)[0].shot, "held_out-m0", "held_out-f0")
     made, again = (likeness.references(shot, 0, bank) for _ in range(2))
-    assert set(made) == {"own", "any", "partner"}
+    assert set(made) == {"own", "sex", "partner"}
     assert all(np.array_equal(made[kind], again[kind]) for kind in made)
     assert np.array_equal(made["own"], speaking.reference(shot.people[0], bank))
     assert comb(made["partner"], RATE) @ comb(bank.reference(first, np.random.default_rng(0)), RATE) > 0.9
+
+
+def test_a_sound_alone_is_held_against_a_voice_of_its_sex(bank: VoiceBank, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(evaluate_sound, "OurEncoder", lambda model: comb)
+    pipeline, (case,) = SimpleNamespace(speaker_encoder=None), cases_of(bank, "talk_voices", 1)
+    own = bank.voice(case.shot.people[0].voice)
+    (rival,) = timbre.rivals(bank, own)["sex"]
+    sounds = [bank.reference(voice, np.random.default_rng(1)) for voice in (own, rival)]
+    assert [evaluate_sound.heard_as_own(pipeline, bank, case, sound) for sound in sounds] == [True, False]
+    alone = bank.only([voice.name for voice in bank.voices("held_out") if voice != rival])
+    assert np.isnan(evaluate_sound.heard_as_own(pipeline, alone, case, sounds[0]))
 
 
 def test_our_encoder_makes_rows_of_norm_1() -> None:
@@ -184,7 +225,7 @@ class GuidedPipeline:
         else:
             shot = self.shots[options["prompt"]]
             voice = self.bank.voice(shot.people[0].voice)
-            other = timbre.rivals(self.bank, voice)["any"][0]
+            other = timbre.rivals(self.bank, voice)["sex"][0]
             sound = speaking.render_sound(shot if guidance.timbre >= 2 else with_voices(shot, other.name), self.bank)
             frames = np.zeros((2, 8, 8, 3), np.float32)
         return NavaPipelineOutput(frames=frames, audio=sound, sampling_rate=48_000, seed=0)

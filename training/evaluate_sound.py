@@ -6,7 +6,7 @@
 Each clip is one person's words in a held-out voice whose reference says others. Words are heard from the latents' own
 mel, inverted by Griffin-Lim, so that the vocoder has no part in it, and after the vocoder. "shuffled" is the floor,
 "autoencoder" (the true sound there and back) the ceiling. "own voice": nearer, by the small speaker encoder, to a
-reference of its own than to another voice's.
+reference of its own than to another voice's of the same sex; half of them would be so without any reference.
 """
 
 from __future__ import annotations
@@ -29,8 +29,9 @@ from nava_core.phase import refine_phases
 from training import speaking, world
 from training.cache_latents import SOUND_RATE, sound_tokens
 from training.evaluate_people import make_cases
-from training.evaluation import Case, Row, generate
+from training.evaluation import Case, Row, finite, generate
 from training.recognise import WordRecogniser, word_error_rate
+from training.scores import mean_known
 from training.shots import speakers
 from training.timbre import OurEncoder, nearer_own, rivals
 from training.voices import VoiceBank
@@ -64,11 +65,15 @@ def say(pipeline: NavaPipeline, bank: VoiceBank, case: Case, **options: Any) -> 
     return output.audio_latents
 
 
-def heard_as_own(pipeline: NavaPipeline, bank: VoiceBank, case: Case, sound: np.ndarray) -> bool:
-    """Whether `sound` at 16 kHz is nearer to a reference of its voice than to one of another base's."""
+def heard_as_own(pipeline: NavaPipeline, bank: VoiceBank, case: Case, sound: np.ndarray) -> bool | float:
+    """Whether `sound` at 16 kHz is nearer to a reference of its voice than to one of another base's of the same sex.
+
+    NaN where the bank has no such voice.
+    """
     person = case.shot.people[speakers(case.shot)[0]]
-    voice = bank.voice(person.voice)
-    others = rivals(bank, voice)["any"]
+    others = rivals(bank, bank.voice(person.voice))["sex"]
+    if not others:
+        return np.nan
     rng = np.random.default_rng(case.seed)
     other = bank.reference(others[rng.integers(len(others))], rng, avoid=person.words)
     encoder = OurEncoder(pipeline.speaker_encoder)
@@ -100,7 +105,7 @@ def main() -> None:
     pipeline.set_progress_bar_config(disable=True)
     said: list[tuple[str, ...]] = []
     heard: dict[str, list[tuple[str, ...]]] = {"made": [], "vocoder": [], "autoencoder": []}
-    own: list[bool] = []
+    own: list[bool | float] = []
     pictures: list[np.ndarray] = []
     for case in make_cases(bank, chosen.clips, row):
         said.append(case.shot.people[speakers(case.shot)[0]].words)
@@ -118,8 +123,8 @@ def main() -> None:
     rates = {name: word_error_rate(list(zip(said, answers, strict=True))) for name, answers in heard.items()}
     half = len(said) // 2
     moved = [*heard["made"][half:], *heard["made"][:half]]
-    rates |= {"shuffled": word_error_rate(list(zip(said, moved, strict=True))), "own voice": float(np.mean(own))}
-    report = {name: round(value, 3) for name, value in rates.items()}
+    rates |= {"shuffled": word_error_rate(list(zip(said, moved, strict=True))), "own voice": mean_known(own)}
+    report = finite({name: round(value, 3) for name, value in rates.items()})
     print(json.dumps(report))
     if chosen.out:
         chosen.out.write_text(json.dumps({"clips": chosen.clips, **report}) + "\n", encoding="utf-8")

@@ -4,7 +4,8 @@
 
 video_align, audio_align: how many contacts of falling shapes are heard in time where the prompt does not name the
 moment, as `training.evaluate` measures it. timbre: how much nearer a speaker's span is to its own reference than to
-another voice's, as mean cosines, by the model's own speaker encoder and, with --timbre, by encoders trained elsewhere.
+another voice's of the same sex, as mean cosines, by the model's own speaker encoder and, with --timbre, by encoders
+trained elsewhere.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 ALIGN = (0.0, 1.0, 2.0, 4.0, 6.0)
 AXES = {"video_align": ALIGN, "audio_align": ALIGN, "timbre": (0.0, 1.0, 2.0, 3.0, 5.0)}
-VOICE_ROWS = ("talk", "talk_voices", "pair")
+VOICE_ROWS = ("talk", "talk_voices", "pair", "pair_voices")
 SYNC_COLUMNS = ("sync share", "sync", "sync error")
 PLAIN_COLUMNS = ("sync error",)
 

@@ -9,6 +9,7 @@ import numpy as np
 from nava_core.mel import SAMPLING_RATE
 from training import speaking
 from training.people import Person
+from training.scores import mean_known
 from training.shots import Shot, speakers
 from training.timbre import Encoder, rivals
 from training.voices import VoiceBank
@@ -16,8 +17,9 @@ from training.voices import VoiceBank
 # Root mean square of a span in which nobody speaks: 23 dB and more under speech, well over the noise floor.
 SILENT = 10 ** (-50 / 20)
 
-# Cosines of one speaker's span to its "own" reference, to "any" other voice's, to a "like" one's and to that of the
-# "partner", the clip's other speaker. What there is not has no entry. In silence all are 0: it is nobody's voice.
+# Cosines of one speaker's span to its "own" reference, to another voice's of its "sex", to a "like" one's, and to that
+# of the clip's other speaker, a "partner" of the other sex or a "peer" of the same. What there is not has no entry. In
+# silence all are 0: it is nobody's voice.
 Likeness = Mapping[str, float]
 
 
@@ -50,8 +52,11 @@ def references(shot: Shot, number: int, bank: VoiceBank) -> dict[str, np.ndarray
     """
     person = shot.people[number]
     rng = np.random.default_rng([person.speech_seed, 2])
-    partners = {shot.people[other].voice for other in speakers(shot)} - {person.voice}
-    pools = rivals(bank, bank.voice(person.voice)) | {"partner": [bank.voice(name) for name in sorted(partners)]}
+    voice = bank.voice(person.voice)
+    pools = rivals(bank, voice)
+    for other in (bank.voice(shot.people[other].voice) for other in speakers(shot)):
+        if other != voice:
+            pools["peer" if other.sex == voice.sex else "partner"] = [other]
     drawn = {
         kind: bank.reference(pool[rng.integers(len(pool))], rng, person.words) for kind, pool in pools.items() if pool
     }
@@ -60,31 +65,40 @@ def references(shot: Shot, number: int, bank: VoiceBank) -> dict[str, np.ndarray
 
 def likeness_columns(encoders: Sequence[str]) -> list[str]:
     """The names of the numbers that `likeness_shares` makes."""
-    return [column for name in encoders for column in (f"voice {name}", f"voice {name} like", f"binding {name}")]
+    kinds = ("voice {}", "voice {} like", "binding {}", "binding {} one sex")
+    return [kind.format(name) for name in encoders for kind in kinds]
 
 
 def likeness_shares(clips: Sequence[Mapping[str, Sequence[Likeness]]]) -> dict[str, float]:
     """Shares (0 to 1) of spans that are nearer to their own reference than to another's, NaN where there are none.
 
-    binding: of the clips with two voices, those with both spans nearer to their own reference than to the other's.
+    voice: another's of the same sex; like: of like pitch too. binding: of the clips with two voices, those with both
+    spans nearer to their own reference than to the other's; one sex: of those whose voices are of one sex, since two
+    sexes are told apart by the prompt alone.
     """
     result = {}
     for name in {name: None for clip in clips for name in clip}:
         spans = [span for clip in clips for span in clip[name]]
-        pairs = [clip[name] for clip in clips if any("partner" in span for span in clip[name])]
-        result[f"voice {name}"] = _mean([span["own"] > span["any"] for span in spans if "any" in span])
-        result[f"voice {name} like"] = _mean([span["own"] > span["like"] for span in spans if "like" in span])
-        result[f"binding {name}"] = _mean([all(span["own"] > span["partner"] for span in pair) for pair in pairs])
+        result[f"voice {name}"] = mean_known(_nearer(spans, "sex"))
+        result[f"voice {name} like"] = mean_known(_nearer(spans, "like"))
+        peers, partners = (
+            [all(pair) for clip in clips if (pair := _nearer(clip[name], kind))] for kind in ("peer", "partner")
+        )
+        result[f"binding {name}"] = mean_known(peers + partners)
+        result[f"binding {name} one sex"] = mean_known(peers)
     return result
 
 
+def _nearer(spans: Sequence[Likeness], kind: str) -> list[bool]:
+    """Whether each of the spans that are held against a `kind` of voice is nearer to its own."""
+    return [span["own"] > span[kind] for span in spans if kind in span]
+
+
 def likeness_margins(clips: Sequence[Mapping[str, Sequence[Likeness]]]) -> dict[str, float]:
-    """For each encoder how much nearer the spans are to their own reference than to another's: mean of the cosines."""
+    """For each encoder how much nearer spans are to their own reference than to one of the same sex, mean cosines."""
     return {
-        f"likeness {name}": _mean([span["own"] - span["any"] for clip in clips for span in clip[name] if "any" in span])
+        f"likeness {name}": mean_known(
+            [span["own"] - span["sex"] for clip in clips for span in clip[name] if "sex" in span]
+        )
         for name in {name: None for clip in clips for name in clip}
     }
-
-
-def _mean(values: Sequence[float]) -> float:
-    return float(np.mean(values)) if values else float("nan")

@@ -6,7 +6,7 @@
 Words: the word error rate of the voices as rendered, after the codec (what a perfect backbone would reach), and of
 shuffled texts (the floor). Side: whether speech stays where it was. Impacts: whether the world's sounds keep their
 material, side and moments. Timbre: whether the decoded voice is nearer to a reference of its own than to one of
-another voice, by encoders trained elsewhere and by ours.
+another voice of its sex, by encoders trained elsewhere and by ours.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ def measure_likeness(
 ) -> dict[str, float]:
     """Shares of sounds nearer to a reference of their own voice than to one of another, which says other words too.
 
-    For each encoder against any voice of another base, and against one of the same sex and like pitch.
+    For each encoder against a voice of the same sex and another base ("sex"), and one of like pitch too ("like").
     """
     found: dict[str, list[bool]] = {}
     for number, (case, sound) in enumerate(zip(cases, sounds, strict=True)):

@@ -41,9 +41,12 @@ def alike(one: Voice, other: Voice) -> bool:
 
 
 def rivals(bank: VoiceBank, voice: Voice) -> dict[str, list[Voice]]:
-    """The split's voices of other bases, which `voice` could be taken for: "any", and those that are "like" it."""
-    others = [other for other in bank.voices(voice.split) if other.base != voice.base]
-    return {"any": others, "like": [other for other in others if alike(other, voice)]}
+    """The split's voices of other bases that `voice` could be taken for: of its "sex", and of these what is "like" it.
+
+    None of the other sex, which a prompt rules out without any reference.
+    """
+    others = [other for other in bank.voices(voice.split) if other.base != voice.base and other.sex == voice.sex]
+    return {"sex": others, "like": [other for other in others if alike(other, voice)]}
 
 
 def labelled_pairs(
