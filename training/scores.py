@@ -73,11 +73,13 @@ def _place(outcome: Outcome) -> bool:
 
 
 def _carried(outcome: Outcome) -> bool:
-    """In the last third colour, shape and x are those of the scene whose first frame was given."""
+    """In the last third colour and x are those of the scene whose first frame was given."""
     last, scene = outcome.clip.last, outcome.scene
-    if (last.colour, last.shape) != (scene.colour, scene.shape):
-        return False
-    return bool(abs(np.nanmedian(last.track[:, 0]) - scene.x) < PLACE_TOLERANCE)
+    return last.colour == scene.colour and bool(abs(np.nanmedian(last.track[:, 0]) - scene.x) < PLACE_TOLERANCE)
+
+
+def _carried_shape(outcome: Outcome) -> bool:
+    return _carried(outcome) and outcome.clip.last.shape == outcome.scene.shape
 
 
 def _in_sync(outcome: Outcome) -> bool:
@@ -126,6 +128,7 @@ SHARES: dict[str, Callable[[Outcome], bool | float]] = {
     "release": _release,
     "place": _place,
     "carried": _carried,
+    "carried shape": _carried_shape,
     "sync": _in_sync,
     "sync first": _first_in_sync,
     "sync 60ms": _in_close_sync,
