@@ -6,7 +6,7 @@ The words are data (`WORDS`), each fact with several wordings; the grammars belo
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 import numpy as np
@@ -137,7 +137,7 @@ def caption(
     moment: whether to say when the shape first touches the floor, to a tenth of a second; None draws it by
     MOMENT_SHARES. Short captions never do. setting: whether short and English ones may name the wall and the camera.
     """
-    grammars = {
+    grammars: dict[str, Callable[[Scene, np.random.Generator, str], str]] = {
         "dense": _dense,
         "short": partial(_short, setting=setting),
         "english": partial(_english, setting=setting),
