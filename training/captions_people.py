@@ -78,7 +78,9 @@ PERSON_ZH = (
     "一位{hair}{hair_style}的{sex}，皮肤{skin}，穿着{clothes}的衣服",
     "一个{sex}，皮肤{skin}，{hair}{hair_style}，身穿{clothes}上衣",
 )
-PLACES_ZH = ("画面{column}是{person}", "{person}站在画面{column}", "{person}位于画面{column}")
+# The place comes first, so that a look belongs to the last place named before it: a text encoder of two layers did not
+# learn to tell two people apart whose places were named now before them and now after.
+PLACES_ZH = ("画面{column}是{person}", "画面{column}站着{person}", "在画面{column}的是{person}")
 SPEAKING_ZH = ("看着镜头说：{}", "开口说：{}", "对着镜头说道：{}", "张嘴说：{}")
 MOMENTS_ZH = ("约{}秒时", "大约{}秒时", "{}秒时", "在第{}秒")
 VOICES_ZH: Wordings = {"f": ("女声", "女性的嗓音", "女人的声音"), "m": ("男声", "男性的嗓音", "男人的声音")}
@@ -214,10 +216,10 @@ def _english(shot: Shot, rng: np.random.Generator, moment: bool) -> str:
         skin = f"{facts['skin']}-skinned " if rng.random() < 0.4 else ""
         hair = f" with {facts['hair_style']} {facts['hair']} hair" if rng.random() < 0.7 else ""
         clothes = f" in {article(facts['clothes'])} {facts['clothes']} shirt" if rng.random() < 0.7 else ""
-        place = f" {facts['column']}" if len(shot.people) > 1 or rng.random() < 0.5 else ""
+        place = f"{facts['column']} " if len(shot.people) > 1 or rng.random() < 0.5 else ""
         said = f"{pick(rng, ('says', 'says:', 'is talking:'))} {_speech(person)}" if person.words else "is silent"
         when = f" at {person.start:.1f} s" if moment and person.words and rng.random() < 0.5 else ""
-        sentences.append(f"A {skin}{facts['sex']}{hair}{clothes}{place} {said}{when}")
+        sentences.append(_capital(f"{place}a {skin}{facts['sex']}{hair}{clothes} {said}{when}"))
     backdrop = _word(rng, "backdrop", shot.backdrop, "en")
     if shot.ambience:
         sentences.append(f"The scene is {backdrop}, {pick(rng, AMBIENT_SOUNDS[shot.ambience]['en'])}")
