@@ -106,6 +106,18 @@ def test_a_run_is_resumed_and_built_on(
         assert all(torch.equal(value, made[name]) for name, value in kept.items())
 
 
+def test_the_relative_attention_biases_have_a_rate_of_their_own(config: dict[str, Any]) -> None:
+    model = backbone.NanoModel(config, 50).text_encoder
+    before = {name: value.detach().clone() for name, value in model.named_parameters()}
+    optimizers = backbone.Optimizers(model, {**config, "learning_rate": 1e-3, "distance_learning_rate": 0.1})
+    model(torch.arange(20)[None]).last_hidden_state.square().sum().backward()
+    optimizers.step(0.5)
+    moved = {name: (value - before[name]).abs().max().item() for name, value in model.named_parameters()}
+    biases = {name for name in moved if "relative_attention_bias" in name}
+    assert biases and all(moved[name] == pytest.approx(0.05, rel=0.01) for name in biases)
+    assert max(moved[name] for name in moved.keys() - biases) < 0.01
+
+
 def test_captions_are_read_before_clips_are_made(
     config: dict[str, Any], latents: Path, tmp_path: Path, kept_threads: None
 ) -> None:

@@ -167,23 +167,35 @@ def flow_loss(model: NanoModel, batch: Batch, config: dict[str, Any], rng: np.ra
 
 
 class Optimizers:
-    """Muon for the matrices inside the layers, AdamW for embeddings, heads, norms and biases."""
+    """Muon for the matrices inside the layers, AdamW for embeddings, heads, norms and biases.
+
+    The text encoder's relative attention biases have a rate of their own: at that of the embeddings they stay too small
+    for its heads to attend to what is near, and of two people it is not known who wears what.
+    """
 
     def __init__(self, model: nn.Module, config: dict[str, Any]):
         matrices: list[nn.Parameter] = []
         others: list[nn.Parameter] = []
+        distances: list[nn.Parameter] = []
         for name, parameter in model.named_parameters():
             inside = "transformer_blocks" in name or ".block." in name
-            is_matrix = parameter.ndim == 2 and "relative_attention_bias" not in name
-            (matrices if inside and is_matrix else others).append(parameter)
+            if "relative_attention_bias" in name:
+                distances.append(parameter)
+            else:
+                (matrices if inside and parameter.ndim == 2 else others).append(parameter)
         decay = config["weight_decay"]
         self.muon = Muon(matrices, lr=config["matrix_learning_rate"], weight_decay=decay)
-        self.adam = torch.optim.AdamW(others, lr=config["learning_rate"], betas=(0.9, 0.98), weight_decay=decay)
-        self.base = (config["matrix_learning_rate"], config["learning_rate"])
+        groups = [
+            {"params": others, "lr": config["learning_rate"], "weight_decay": decay},
+            {"params": distances, "lr": config["distance_learning_rate"], "weight_decay": 0.0},
+        ]
+        self.adam = torch.optim.AdamW(groups, betas=(0.9, 0.98))
+        self.base = [[config["matrix_learning_rate"]], [group["lr"] for group in groups]]
 
     def step(self, factor: float) -> None:
-        for optimizer, rate in zip((self.muon, self.adam), self.base, strict=True):
-            common.set_learning_rate(optimizer, rate * factor)
+        for optimizer, rates in zip((self.muon, self.adam), self.base, strict=True):
+            for group, rate in zip(optimizer.param_groups, rates, strict=True):
+                group["lr"] = rate * factor
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
 
