@@ -169,8 +169,8 @@ def flow_loss(model: NanoModel, batch: Batch, config: dict[str, Any], rng: np.ra
 class Optimizers:
     """Muon for the matrices inside the layers, AdamW for embeddings, heads, norms and biases.
 
-    The text encoder's relative attention biases have a rate of their own: at that of the embeddings they stay too small
-    for its heads to attend to what is near, and of two people it is not known who wears what.
+    The text encoder's relative attention biases have a rate of their own: at that of the embeddings they hardly left
+    their start, and a head attends to what is near by them alone.
     """
 
     def __init__(self, model: nn.Module, config: dict[str, Any]):
