@@ -207,6 +207,16 @@ class Optimizers:
         self.adam.load_state_dict(state["adam"])
 
 
+def learn(
+    loss: Tensor, model: nn.Module, optimizers: Optimizers, ranks: common.Ranks, config: dict[str, Any], progress: float
+) -> None:
+    """One step of `model` down the ranks' mean `loss`, at the rates of `progress` in [0, 1] of the run."""
+    loss.backward()
+    ranks.average_gradients(list(model.parameters()))
+    nn.utils.clip_grad_norm_(model.parameters(), config["gradient_clip"])
+    optimizers.step(common.warmup_hold_decay(progress, config["warmup"], config["decay_share"]))
+
+
 def read_captions(
     model: NanoModel, clips: CachedClips, config: dict[str, Any], rng: np.random.Generator, ranks: common.Ranks
 ) -> None:
@@ -220,10 +230,7 @@ def read_captions(
     clock, step, losses = common.RunClock(minutes=config["reading_minutes"]), 0, []
     while (progress := ranks.progress(clock, step)) < 1:
         loss = model.caption_loss(clips.draw_captions(rng, config["captions_read"]))
-        loss.backward()
-        ranks.average_gradients(list(reader.parameters()))
-        nn.utils.clip_grad_norm_(reader.parameters(), config["gradient_clip"])
-        optimizers.step(common.warmup_hold_decay(progress, config["warmup"], config["decay_share"]))
+        learn(loss, reader, optimizers, ranks, config, progress)
         step += 1
         losses.append(loss.item())
         if step % 200 == 0 and ranks.index == 0:
@@ -284,10 +291,9 @@ def train(
     model = NanoModel(config, len(tokenizer)).train()
     if start is not None:
         model.load(start, tokenizer)
-    rng = np.random.default_rng([config["seed"], ranks.index])
     checkpoint = common.load_checkpoint(out) if resume else None
     if checkpoint is None and config["reading_minutes"]:
-        read_captions(model, sources[0].clips, config, rng, ranks)
+        read_captions(model, sources[0].clips, config, np.random.default_rng([config["seed"], ranks.index]), ranks)
     optimizers, average = Optimizers(model, config), common.EMA(model, config["ema_decay"])
     step, spent = 0, 0.0
     if checkpoint is not None:
@@ -311,10 +317,7 @@ def train(
             caption_loss = model.caption_loss(source.clips.draw_captions(rng, config["captions"]))
             losses["captions"].append(caption_loss.item())
             total = total + config["label_loss_weight"] * caption_loss
-        total.backward()
-        ranks.average_gradients(list(model.parameters()))
-        nn.utils.clip_grad_norm_(model.parameters(), config["gradient_clip"])
-        optimizers.step(common.warmup_hold_decay(progress, config["warmup"], config["decay_share"]))
+        learn(total, model, optimizers, ranks, config, progress)
         average.update(model)
         step += 1
         for name, value in found._asdict().items():

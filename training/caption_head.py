@@ -25,7 +25,7 @@ QUESTIONS = (
     "ball",
 )  # fmt: skip
 HEADS = 4
-WORDS = captions.WORDS | captions_people.WORDS | {"clothes": captions.WORDS["colour"]}
+WORDS = captions.WORDS | captions_people.WORDS
 
 
 class Captions(NamedTuple):

@@ -13,7 +13,6 @@ from training.captions_roll import WALLS, roll_caption
 from training.people import Person
 from training.shots import Shot, speakers
 
-COLOURS = captions.WORDS["colour"]
 # The first wording of each is the one to show to people.
 WORDS: dict[str, dict[str, dict[str, tuple[str, ...]]]] = {
     "sex": {
@@ -37,6 +36,7 @@ WORDS: dict[str, dict[str, dict[str, tuple[str, ...]]]] = {
         "tan": {"zh": ("小麦色", "浅棕色"), "en": ("tan", "tanned")},
         "dark": {"zh": ("深色", "黝黑"), "en": ("dark",)},
     },
+    "clothes": captions.WORDS["colour"],
     "column": captions.WORDS["column"],
     "backdrop": {
         **WALLS,
@@ -111,7 +111,7 @@ def shot_caption(shot: Shot, rng: np.random.Generator, style: str | None = None,
 
 
 def _word(rng: np.random.Generator, fact: str, value: str, language: str) -> str:
-    names = (COLOURS if fact == "clothes" else WORDS[fact])[value][language]
+    names = WORDS[fact][value][language]
     return names[0] if rng.random() < 0.4 else pick(rng, names)
 
 
