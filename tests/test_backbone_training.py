@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from transformers import PreTrainedTokenizerFast
 
 from training import backbone, common, shots
-from training.clips import CachedClips
+from training.clips import CachedClips, WorldCaptions
 
 ROOT = Path(__file__).parents[1]
 WEIGHTS = ROOT / "training" / "weights"
@@ -118,19 +118,17 @@ def test_the_relative_attention_biases_have_a_rate_of_their_own(config: dict[str
     assert max(moved[name] for name in moved.keys() - biases) < 0.01
 
 
-def test_captions_are_read_before_clips_are_made(
-    config: dict[str, Any], latents: Path, tmp_path: Path, kept_threads: None
-) -> None:
+def test_captions_are_read_before_clips_are_made(config: dict[str, Any], kept_threads: None) -> None:
     """The text encoder learns what they say, and nothing else of the model changes."""
     tokenizer = PreTrainedTokenizerFast.from_pretrained(WEIGHTS / "tokenizer")
     torch.manual_seed(0)
     model = backbone.NanoModel(config, len(tokenizer))
     before = {name: value.detach().clone() for name, value in model.named_parameters()}
-    clips = CachedClips([latents], tokenizer, 128, KINDS)
-    asked = clips.draw_captions(np.random.default_rng(1), 64)
+    captions = WorldCaptions(tokenizer, 128, KINDS)
+    asked = captions.draw(np.random.default_rng(1), 64)
     unread = model.caption_loss(asked).item()
     reading = {**config, "reading_minutes": 0.1, "captions_read": 8}
-    backbone.read_captions(model, clips, reading, np.random.default_rng(0), common.Ranks())
+    backbone.read_captions(model, captions, reading, np.random.default_rng(0), common.Ranks())
     assert model.caption_loss(asked).item() < 0.8 * unread
     moved = {name.split(".")[0] for name, value in model.named_parameters() if not torch.equal(value, before[name])}
     assert moved == {"text_encoder", "caption_head"}

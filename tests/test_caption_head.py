@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
+from transformers import PreTrainedTokenizerFast
 
-from training.caption_head import QUESTIONS, WORDS, CaptionHead, answers
+from training.caption_head import QUESTIONS, WORDS, CaptionHead, Captions, answers, last_named, places_of_pieces
 from training.captions_people import shot_caption
 from training.picture_labels import CLASS_OF, CLASSES
 from training.shots import KINDS, sample_shot
 from training.sound_labels import UNKNOWN
 
+ROOT = Path(__file__).parents[1]
 NAMES = {number: names for names, number in CLASS_OF.items()}
 
 
@@ -50,17 +54,36 @@ def test_the_head_reads_what_the_states_hold_and_no_padding() -> None:
     head = CaptionHead(16)
     optimizer = torch.optim.Adam(head.parameters(), 0.01)
     meanings = torch.randn(CLASSES, 16)
-    asked = torch.randint(0, CLASSES, (64, len(QUESTIONS)))
-    asked[:, 1:] = UNKNOWN
-    states = torch.cat([meanings[asked[:, :1]], torch.zeros(64, 2, 16)], dim=1)
-    mask = torch.tensor([1, 1, 0]).expand(64, 3)
-    first = head.loss(states, mask, asked)
+    said = torch.randint(0, CLASSES, (64, len(QUESTIONS)))
+    said[:, 1:] = UNKNOWN
+    places = torch.randint(0, 4, (64, 3))
+    states = torch.cat([meanings[said[:, :1]], torch.zeros(64, 2, 16)], dim=1)
+    states[..., :4] += 3 * torch.nn.functional.one_hot(places, 4)
+    asked = Captions(torch.zeros(64, 3), torch.tensor([1, 1, 0]).expand(64, 3), said, places)
+    first = head.loss(states, asked)
     for _ in range(60):
         optimizer.zero_grad()
-        loss = head.loss(states, mask, asked)
+        loss = head.loss(states, asked)
         loss.backward()
         optimizer.step()
     assert loss < first / 4
     padded = states.clone()
     padded[:, 2] = 9.0
-    torch.testing.assert_close(head.loss(padded, mask, asked), head.loss(states, mask, asked))
+    torch.testing.assert_close(head.loss(padded, asked), head.loss(states, asked))
+
+
+@pytest.mark.parametrize(
+    ("caption", "named"),
+    [
+        ("左侧是一位穿红色的女子，右边是一位男子", {"左侧": 1, "女子": 1, "男子": 3}),
+        ("in the middle a man, on the right a woman", {"▁man": 2, "▁woman": 3}),
+        ("a man", {"▁man": 0}),
+        ("画面中央有一位男子，镜头向右平移，墙", {"画面": 0, "男子": 2, "墙": 2}),
+    ],
+)
+def test_the_place_that_was_named_last_is_known_at_each_token(caption: str, named: dict[str, int]) -> None:
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(ROOT / "training" / "weights" / "tokenizer")
+    ids = torch.tensor([tokenizer(caption)["input_ids"]])
+    places = last_named(places_of_pieces(tokenizer)[ids])[0].tolist()
+    found = dict(zip(tokenizer.convert_ids_to_tokens(ids[0].tolist()), places, strict=True))
+    assert {piece: found[piece] for piece in named} == named

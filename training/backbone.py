@@ -32,7 +32,7 @@ from nava_core.models.transformer_nava import NavaTransformer3DModel
 from nava_core.sampling import shifted
 from training import common
 from training.caption_head import CaptionHead, Captions
-from training.clips import Batch, CachedClips
+from training.clips import Batch, CachedClips, WorldCaptions
 from training.middle_heads import MiddleHeads
 from training.muon import Muon
 from training.voices import VoiceBank
@@ -92,9 +92,9 @@ class NanoModel(nn.Module):
         self.text_encoder.load_state_dict(state)
 
     def caption_loss(self, captions: Captions) -> Tensor:
-        """Cross entropy of what the captions say, read from their states alone."""
+        """Cross entropy of what the captions say and where, read from their states alone."""
         states = self.text_encoder(captions.ids, attention_mask=captions.mask).last_hidden_state
-        return self.caption_head.loss(states, captions.mask, captions.answers)
+        return self.caption_head.loss(states, captions)
 
     def text_states(self, batch: Batch, dropped: Tensor) -> Tensor:
         """Text states with zeros for padding and for whole texts that are dropped, as the pipeline pads them."""
@@ -218,7 +218,7 @@ def learn(
 
 
 def read_captions(
-    model: NanoModel, clips: CachedClips, config: dict[str, Any], rng: np.random.Generator, ranks: common.Ranks
+    model: NanoModel, captions: WorldCaptions, config: dict[str, Any], rng: np.random.Generator, ranks: common.Ranks
 ) -> None:
     """Teach the text encoder and the caption head alone what captions say, for `reading_minutes`.
 
@@ -229,7 +229,7 @@ def read_captions(
     optimizers = Optimizers(reader, config)
     clock, step, losses = common.RunClock(minutes=config["reading_minutes"]), 0, []
     while (progress := ranks.progress(clock, step)) < 1:
-        loss = model.caption_loss(clips.draw_captions(rng, config["captions_read"]))
+        loss = model.caption_loss(captions.draw(rng, config["captions_read"]))
         learn(loss, reader, optimizers, ranks, config, progress)
         step += 1
         losses.append(loss.item())
@@ -288,12 +288,13 @@ def train(
     common.seed_everything(config["seed"])
     tokenizer = PreTrainedTokenizerFast.from_pretrained(model_folder / "tokenizer")
     sources = _sources(latents, sound_latents, config, tokenizer, bank)
+    captions = WorldCaptions(tokenizer, config["transformer"]["text_len"], config["kinds"], bank)
     model = NanoModel(config, len(tokenizer)).train()
     if start is not None:
         model.load(start, tokenizer)
     checkpoint = common.load_checkpoint(out) if resume else None
     if checkpoint is None and config["reading_minutes"]:
-        read_captions(model, sources[0].clips, config, np.random.default_rng([config["seed"], ranks.index]), ranks)
+        read_captions(model, captions, config, np.random.default_rng([config["seed"], ranks.index]), ranks)
     optimizers, average = Optimizers(model, config), common.EMA(model, config["ema_decay"])
     step, spent = 0, 0.0
     if checkpoint is not None:
@@ -314,7 +315,7 @@ def train(
         found = flow_loss(model, batch, source.config, rng)
         total = found.total(config)
         if config["captions"]:
-            caption_loss = model.caption_loss(source.clips.draw_captions(rng, config["captions"]))
+            caption_loss = model.caption_loss(captions.draw(rng, config["captions"]))
             losses["captions"].append(caption_loss.item())
             total = total + config["label_loss_weight"] * caption_loss
         learn(total, model, optimizers, ranks, config, progress)

@@ -3,6 +3,10 @@
 The gradient that reaches the encoder through the flow loss is small beside that of everything else in a picture: after
 18,000 clips one could not read from its states who wears what. Captions cost almost nothing, so that it is asked of
 more of them than there are clips in a batch. The head is dropped after training.
+
+Each token is asked too which place was named last before it. Without that the encoder answers who of two people wears
+what as a coin would, however long it reads: in a caption that names a place and then looks, the place is what binds
+them to a person, and nothing else asks for it to be carried along.
 """
 
 from __future__ import annotations
@@ -12,6 +16,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedTokenizerFast
 
 from training import captions, captions_people
 from training.middle_heads import label_loss
@@ -24,16 +29,21 @@ QUESTIONS = (
     "backdrop", "first hair", "first skin", "first clothes", "second hair", "second skin", "second clothes", "shape",
     "ball",
 )  # fmt: skip
+# The pieces of a caption that name a place of a picture; those of camera moves (左移) name none.
+PLACES = ("左[侧边方]?|左半边|left", "正中|中[央间部]|middle|cent(re|er)", "右[侧边方]?|右半边|right")
 HEADS = 4
 WORDS = captions.WORDS | captions_people.WORDS
 
 
 class Captions(NamedTuple):
-    """Token ids and mask (captions, tokens), and the answers (captions, questions)."""
+    """Token ids and mask (captions, tokens), the answers (captions, questions), and for each token the place that was
+    named last (captions, tokens): 0 for none, and then as in PLACES.
+    """
 
     ids: Tensor
     mask: Tensor
     answers: Tensor
+    places: Tensor
 
 
 def answers(shot: Shot, caption: str) -> Tensor:
@@ -57,17 +67,36 @@ def _says(text: str, part: str, value: str) -> bool:
     return all(any(word in text for language in names.values() for word in language) for names in wordings)
 
 
+def places_of_pieces(tokenizer: PreTrainedTokenizerFast) -> Tensor:
+    """The place that each piece of the vocabulary names, (pieces,): 0 for none, and then as in PLACES."""
+    places = torch.zeros(len(tokenizer), dtype=torch.long)
+    for piece, number in tokenizer.get_vocab().items():
+        word = piece.removeprefix("▁")
+        places[number] = next((place for place, names in enumerate(PLACES, 1) if re.fullmatch(names, word)), 0)
+    return places
+
+
+def last_named(named: Tensor) -> Tensor:
+    """`named` (captions, tokens), 0 where a token names nothing, with each 0 replaced by the last name before it."""
+    positions = torch.arange(named.shape[1]) * (named != 0)
+    return named.gather(1, positions.cummax(1).values)
+
+
 class CaptionHead(nn.Module):
-    """A query for each question that attends to the text's states (captions, tokens, `dim`), and names a class."""
+    """A query for each question that attends to the text's states (captions, tokens, `dim`), and names a class; and a
+    linear layer that names the last place at each token.
+    """
 
     def __init__(self, dim: int) -> None:
         super().__init__()
         self.queries = nn.Parameter(torch.randn(len(QUESTIONS), dim) * dim**-0.5)
         self.attention = nn.MultiheadAttention(dim, HEADS, batch_first=True)
         self.classes = nn.Linear(dim, CLASSES)
+        self.places = nn.Linear(dim, len(PLACES) + 1)
 
-    def loss(self, states: Tensor, mask: Tensor, asked: Tensor) -> Tensor:
-        """Cross entropy of the `asked` (captions, questions); mask (captions, tokens) is 0 where there is no text."""
+    def loss(self, states: Tensor, asked: Captions) -> Tensor:
+        """Cross entropy of the answers and of the places, where there is text; `states` are those of `asked.ids`."""
         queries = self.queries.expand(len(states), -1, -1)
-        read, _ = self.attention(queries, states, states, key_padding_mask=mask == 0, need_weights=False)
-        return label_loss(self.classes(read), asked)
+        read, _ = self.attention(queries, states, states, key_padding_mask=asked.mask == 0, need_weights=False)
+        places = asked.places.masked_fill(asked.mask == 0, UNKNOWN)
+        return label_loss(self.classes(read), asked.answers) + label_loss(self.places(states), places)

@@ -1,4 +1,4 @@
-"""Cached clips as the backbone's batches."""
+"""Cached clips as the backbone's batches, and captions alone."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ from transformers import PreTrainedTokenizerFast
 
 from nava_core.conditioning.text import PromptTokens, tokenise_prompt
 from training.cache_latents import read_cache, read_shards
-from training.caption_head import Captions, answers
+from training.caption_head import Captions, answers, last_named, places_of_pieces
 from training.captions_people import shot_caption
 from training.picture_labels import picture_labels
-from training.shots import Shot, speakers
+from training.shots import Shot, sample_shot, speakers
 from training.sound_labels import sound_labels
+from training.speaking import give_voices
 from training.voices import VoiceBank
 
 PATCH = 2  # latents to a token's side
@@ -116,7 +117,7 @@ class CachedClips:
             tokenise_prompt(self.tokenizer, "" if rng.random() < empty_prompt else shot_caption(shot, rng))
             for shot in drawn
         ]
-        ids, mask = self._pad(tokens)
+        ids, mask = _pad(tokens, self.tokenizer, self.max_tokens)
         voices, voiced = _voices(tensors["speakers"], drawn)
         rows = [
             tuple(row for row in entry.speaker_positions if row < length - 1) if has_voices else ()
@@ -131,29 +132,50 @@ class CachedClips:
             seen = torch.stack([picture_labels(shot, *grid) for shot in drawn])
         return Batch(video, audio, ids, mask, voices, rows, labels, seen)
 
-    def draw_captions(self, rng: np.random.Generator, count: int) -> Captions:
-        """Captions alone, and what they say."""
-        group, index = self._choose(rng, count)
-        drawn = [group.shots[number] for number in index]
-        texts = [shot_caption(shot, rng) for shot in drawn]
-        ids, mask = self._pad([tokenise_prompt(self.tokenizer, text) for text in texts])
-        return Captions(ids, mask, torch.stack([answers(*clip) for clip in zip(drawn, texts, strict=True)]))
-
     def _choose(self, rng: np.random.Generator, count: int) -> tuple[_Group, Tensor]:
         """Clips of one shape: their group, and their numbers in it."""
         shares = np.array([group.chances.sum() for group in self.groups])
         group = self.groups[rng.choice(len(shares), p=shares / shares.sum())]
         return group, torch.from_numpy(rng.choice(len(group.shots), count, p=group.chances / group.chances.sum()))
 
-    def _pad(self, tokens: Sequence[PromptTokens]) -> tuple[Tensor, Tensor]:
-        """Ids and mask, (texts, longest); a text that is too long is cut before its last token."""
-        lengths = [min(len(entry.ids), self.max_tokens) for entry in tokens]
-        ids = torch.full((len(tokens), max(lengths)), self.tokenizer.pad_token_id)
-        mask = torch.zeros_like(ids)
-        for row, (entry, length) in enumerate(zip(tokens, lengths, strict=True)):
-            ids[row, :length] = torch.tensor([*entry.ids[: length - 1], entry.ids[-1]])
-            mask[row, :length] = 1
-        return ids, mask
+
+class WorldCaptions:
+    """Captions of shots drawn on the spot, and what they say: reading needs no latents, and never meets a shot twice.
+
+    kinds: how often each kind of shot is drawn. bank: the voices that speak in them; without it nobody does.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerFast,
+        max_tokens: int,
+        kinds: dict[str, float],
+        bank: VoiceBank | None = None,
+    ) -> None:
+        self.tokenizer, self.max_tokens, self.bank = tokenizer, max_tokens, bank
+        self.kinds, shares = list(kinds), np.array(list(kinds.values()))
+        self.shares = shares / shares.sum()
+        self.places = places_of_pieces(tokenizer)
+
+    def draw(self, rng: np.random.Generator, count: int) -> Captions:
+        drawn = [sample_shot(rng, kind) for kind in rng.choice(self.kinds, count, p=self.shares)]
+        if self.bank is not None:
+            drawn = [give_voices(shot, self.bank, rng) for shot in drawn]
+        texts = [shot_caption(shot, rng) for shot in drawn]
+        ids, mask = _pad([tokenise_prompt(self.tokenizer, text) for text in texts], self.tokenizer, self.max_tokens)
+        said = torch.stack([answers(*clip) for clip in zip(drawn, texts, strict=True)])
+        return Captions(ids, mask, said, last_named(self.places[ids]))
+
+
+def _pad(tokens: Sequence[PromptTokens], tokenizer: PreTrainedTokenizerFast, max_tokens: int) -> tuple[Tensor, Tensor]:
+    """Ids and mask, (texts, longest); a text that is too long is cut before its last token."""
+    lengths = [min(len(entry.ids), max_tokens) for entry in tokens]
+    ids = torch.full((len(tokens), max(lengths)), tokenizer.pad_token_id)
+    mask = torch.zeros_like(ids)
+    for row, (entry, length) in enumerate(zip(tokens, lengths, strict=True)):
+        ids[row, :length] = torch.tensor([*entry.ids[: length - 1], entry.ids[-1]])
+        mask[row, :length] = 1
+    return ids, mask
 
 
 def _voices(stored: Tensor, shots: list[Shot]) -> tuple[Tensor, list[bool]]:
