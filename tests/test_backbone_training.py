@@ -100,8 +100,9 @@ def test_a_run_is_resumed_and_built_on(
     second = common.load_checkpoint(out)
     assert second is not None and second["step"] > first["step"] and second["spent"] >= 60 * 0.06
     built_on = tmp_path / "next"
-    backbone.train({**config, "minutes": 1e-9}, [latents], WEIGHTS, built_on, resume=False, start=out)
-    for part in ("transformer", "text_encoder"):
+    once_read = {**config, "minutes": 1e-9, "reading_minutes": 60, "captions_read": 8}
+    backbone.train(once_read, [latents], WEIGHTS, built_on, resume=False, start=out)
+    for part in ("transformer", "text_encoder", "."):
         kept, made = (load_file(next((folder / part).glob("*.safetensors"))) for folder in (out, built_on))
         assert all(torch.equal(value, made[name]) for name, value in kept.items())
 

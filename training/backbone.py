@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 
@@ -38,6 +39,7 @@ from training.muon import Muon
 from training.voices import VoiceBank
 
 logger = logging.getLogger(__name__)
+HEADS, HEADS_FILE = ("middle_heads.", "caption_head."), "heads.safetensors"
 
 
 class NanoModel(nn.Module):
@@ -70,8 +72,11 @@ class NanoModel(nn.Module):
     def load(self, folder: Path, tokenizer: PreTrainedTokenizerFast) -> None:
         """Take the weights of a trained model of the same sizes; of another vocabulary, the pieces that both know.
 
-        The rows of new pieces are drawn with the old rows' mean and spread.
+        The rows of new pieces are drawn with the old rows' mean and spread. The heads are those of `folder` where this
+        trainer has made it; a model that is shipped has none.
         """
+        if (folder / HEADS_FILE).exists():
+            self.load_state_dict(load_file(folder / HEADS_FILE), strict=False)
         transformer = NavaTransformer3DModel.from_pretrained(folder / "transformer", torch_dtype=torch.float32)
         self.transformer.load_state_dict(transformer.state_dict())
         trained = UMT5EncoderModel.from_pretrained(folder / "text_encoder", dtype=torch.float32)
@@ -278,7 +283,8 @@ def train(
 ) -> None:
     """Train until the config's minutes are over; the averaged weights are saved beside the checkpoint.
 
-    start: a folder with `transformer` and `text_encoder` to go on from with fresh optimisers, such as nava-nano itself.
+    start: a folder with `transformer` and `text_encoder` to go on from with fresh optimisers, such as nava-nano itself;
+    one with heads has read its captions.
     bank: of the voices in the latents; without it nothing is asked about their words. sound_latents: a folder of sound
     alone, for the share of batches that the config's `sound_alone` has.
     """
@@ -293,7 +299,8 @@ def train(
     if start is not None:
         model.load(start, tokenizer)
     checkpoint = common.load_checkpoint(out) if resume else None
-    if checkpoint is None and config["reading_minutes"]:
+    has_read = start is not None and (start / HEADS_FILE).exists()
+    if checkpoint is None and config["reading_minutes"] and not has_read:
         read_captions(model, captions, config, np.random.default_rng([config["seed"], ranks.index]), ranks)
     optimizers, average = Optimizers(model, config), common.EMA(model, config["ema_decay"])
     step, spent = 0, 0.0
@@ -344,12 +351,14 @@ def train(
 def save(
     out: Path, step: int, clock: common.RunClock, model: NanoModel, optimizers: Optimizers, average: common.EMA
 ) -> None:
-    """Write the checkpoint and, as `transformer` and `text_encoder` folders, the averaged weights."""
+    """Write the checkpoint and the averaged weights: `transformer` and `text_encoder` folders, and the heads' file."""
     common.save_checkpoint(out, step, spent=clock.spent, model=model, optimizers=optimizers, average=average)
     trained = {name: value.detach().clone() for name, value in model.named_parameters()}
     average.copy_to(model)
     model.transformer.save_pretrained(out / "transformer")
     model.text_encoder.save_pretrained(out / "text_encoder")
+    heads = {name: value for name, value in model.state_dict().items() if name.startswith(HEADS)}
+    common.write_atomically(out / HEADS_FILE, lambda file: save_file(heads, file))
     with torch.no_grad():
         for name, value in model.named_parameters():
             value.copy_(trained[name])

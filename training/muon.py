@@ -1,7 +1,8 @@
 """Muon for matrices and convolutions; embeddings, norms and biases are AdamW's.
 
-torch.optim.Muon orthogonalises in bfloat16, which CPUs without AMX emulate sixty times slower than float32, and takes
-matrices alone, so the iteration is written here: in the parameters' own precision, and for convolution kernels too.
+torch.optim.Muon orthogonalises in bfloat16, which a CPU without its instructions emulates sixty times slower than
+float32, and takes matrices alone, so the iteration is written here: in bfloat16 where that is fast, and for convolution
+kernels too.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
+
+from nava_core.checkpoint import cpu_computes_in_bfloat16
 
 # Newton-Schulz coefficients that first lift small singular values, then settle (Amsel et al., "Polar Express", 2025).
 STEPS = (
@@ -22,14 +25,15 @@ STEPS = (
 
 
 def orthogonalised(matrix: Tensor) -> Tensor:
-    """The nearest matrix with singular values of about 1."""
+    """The nearest matrix with singular values of about 1, in the precision of `matrix`."""
     wide = matrix.shape[0] <= matrix.shape[1]
     x = matrix if wide else matrix.T
     x = x / (x.norm() + 1e-12)
+    x = x.bfloat16() if cpu_computes_in_bfloat16() else x
     for a, b, c in STEPS:
         gram = x @ x.T
         x = a * x + (b * gram + c * gram @ gram) @ x
-    return x if wide else x.T
+    return (x if wide else x.T).to(matrix.dtype)
 
 
 class Muon(torch.optim.Optimizer):
