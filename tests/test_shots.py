@@ -191,6 +191,13 @@ def test_a_rolling_ball_touches_the_shape_once_and_moves_it_on() -> None:
         assert np.abs(sound[:, :hit]).max() < 0.01 < 0.1 < np.abs(sound[:, hit : hit + 480]).max()
 
 
+def test_a_ball_that_touches_where_it_is_widest_has_a_place() -> None:
+    """Rounding made a square root's argument negative there, and the ball vanished from the whole clip."""
+    roll = shots.sample_shot(np.random.default_rng([1950]), "roll").roll
+    assert roll is not None
+    assert np.isfinite(rolling.places(roll, np.linspace(0, 2, 9))).all()
+
+
 def test_captions_of_rolling_balls_name_both_things() -> None:
     rng = np.random.default_rng(2)
     for _ in range(40):

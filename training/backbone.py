@@ -311,13 +311,15 @@ def train(
     clock = common.RunClock(minutes=config["minutes"], spent=spent)
     log = common.MetricsLog(out / "metrics.jsonl")
     rng = np.random.default_rng([config["seed"], step, ranks.index])
+    # All ranks' batches of a step are of one source, and so take the same time.
+    turns = np.random.default_rng([config["seed"], step])
     torch.manual_seed(int(rng.integers(2**31)))
     counts = " and ".join(str(len(source.clips)) for source in sources)
     logger.info("%s clips, %.2f M weights", counts, common.count_parameters([model]) / 1e6)
     losses: defaultdict[str, list[float]] = defaultdict(list)
     saved = clock.spent
     while (progress := ranks.progress(clock, step)) < 1:
-        source = sources[rng.choice(len(sources), p=[source.share for source in sources])]
+        source = sources[turns.choice(len(sources), p=[source.share for source in sources])]
         batch = source.clips.draw(rng, source.config["batch_size"], source.config["empty_prompt"])
         found = flow_loss(model, batch, source.config, rng)
         total = found.total(config)

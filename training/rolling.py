@@ -81,7 +81,9 @@ def _gap(roll: Roll) -> float:
     inside = signed_distance(roll.shape, across, up) <= 0
     x, above = roll.radius * across[inside], roll.radius * up[inside] - roll.ball_radius
     low = np.abs(above) <= roll.ball_radius
-    return float((np.sqrt(roll.ball_radius**2 - above[low] ** 2) - x[low]).max())
+    # Where the ball is as wide as it gets, rounding may make the square negative.
+    reach = np.sqrt(np.maximum(roll.ball_radius**2 - above[low] ** 2, 0))
+    return float((reach - x[low]).max())
 
 
 def _glide(speed: float, friction: float, after: np.ndarray) -> np.ndarray:
