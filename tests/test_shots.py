@@ -193,8 +193,7 @@ def test_a_rolling_ball_touches_the_shape_once_and_moves_it_on() -> None:
 
 def test_a_ball_that_touches_where_it_is_widest_has_a_place() -> None:
     """Rounding made a square root's argument negative there, and the ball vanished from the whole clip."""
-    roll = shots.sample_shot(np.random.default_rng([1950]), "roll").roll
-    assert roll is not None
+    roll = rolling.sample_roll(np.random.default_rng([1950]), "train")
     assert np.isfinite(rolling.places(roll, np.linspace(0, 2, 9))).all()
 
 
