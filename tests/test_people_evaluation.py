@@ -12,7 +12,7 @@ import pytest
 from perfect import PerfectPipeline, recoloured
 
 from nava_core.guidance import Pass, plan_guidance
-from training import evaluate_people, scores_people, shots, speaking
+from training import common, evaluate, evaluate_people, evaluate_roll, scores_people, shots, speaking, watch
 from training.evaluation import GUIDANCE_OFF
 from training.lexicon import WORDS
 from training.voices import Voice, VoiceBank
@@ -214,3 +214,19 @@ def test_tours_are_of_every_length_that_the_model_makes(bank: VoiceBank) -> None
     for share in scores_people.SHARES:
         assert np.isnan(result.rows["tour"][share]) or result.rows["tour"][share] == 1.0, share
     assert result.rows["tour"]["camera moves"] == 1.0
+
+
+def test_a_run_is_watched_by_its_curves_and_by_clips_of_each_kind(bank: VoiceBank, tmp_path: Path) -> None:
+    log = common.MetricsLog(tmp_path / "metrics.jsonl")
+    with pytest.raises(ValueError, match="no rows yet"):
+        watch.curves(log)
+    log.write(50, audio=0.5)
+    log.write(100, audio=0.4, video=0.3)
+    one = watch.line_chart("audio", [50], {"": [0.5]})
+    assert watch.curves(log).height == 2 * one.height + 8
+    row = evaluate_people.ROWS["talk"]
+    cases = [*evaluate.make_cases(2, "held_out"), *evaluate_roll.make_cases(2, "held_out")]
+    for kind in ("talk", "pair"):
+        cases += evaluate_people.make_cases(bank, 2, replace(row, kind=kind), "square")
+    sheet = watch.samples(PerfectPipeline(cases, bank), bank, 2)  # type: ignore[arg-type]
+    assert sheet.height == 8 * (128 + 14 + 4)

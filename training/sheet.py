@@ -39,8 +39,13 @@ def stack_rows(rows: Iterable[Image.Image]) -> Image.Image:
     return sheet
 
 
-def line_chart(title: str, places: Sequence[float], lines: Mapping[str, Sequence[float]]) -> Image.Image:
-    """`lines` of a number at each of `places`, joined from one to the next; one that is NaN is left out."""
+def line_chart(
+    title: str, places: Sequence[float], lines: Mapping[str, Sequence[float]], marks: Sequence[float] | None = None
+) -> Image.Image:
+    """`lines` of a number at each of `places`, joined from one to the next; one that is NaN is left out.
+
+    marks: the places that are written below; all of them without it.
+    """
     width, height, margin = CHART_SIZE
     chart = Image.new("RGB", (width, height), "black")
     draw = ImageDraw.Draw(chart)
@@ -56,7 +61,7 @@ def line_chart(title: str, places: Sequence[float], lines: Mapping[str, Sequence
     for value in sorted({low, 0.0, high}):
         draw.line((pixel(min(places), value), pixel(max(places), value)), fill="#555555")
         draw.text((4, pixel(0, value)[1] - 6), f"{value:.2f}", fill="white")
-    for place in places:
+    for place in places if marks is None else marks:
         draw.text((pixel(place, 0)[0] - 3, height - margin + 6), f"{place:g}", fill="white")
     for number, (name, line) in enumerate(lines.items()):
         colour = CHART_COLOURS[number % len(CHART_COLOURS)]
