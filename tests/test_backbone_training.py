@@ -102,6 +102,7 @@ def test_a_run_is_resumed_and_built_on(
     built_on = tmp_path / "next"
     once_read = {**config, "minutes": 1e-9, "reading_minutes": 60, "captions_read": 8}
     backbone.train(once_read, [latents], WEIGHTS, built_on, resume=False, start=out)
+    assert (built_on / "tokenizer").is_dir()
     for part in ("transformer", "text_encoder", "."):
         kept, made = (load_file(next((folder / part).glob("*.safetensors"))) for folder in (out, built_on))
         assert all(torch.equal(value, made[name]) for name, value in kept.items())

@@ -293,6 +293,8 @@ def train(
     torch.set_flush_denormal(True)
     common.seed_everything(config["seed"])
     tokenizer = PreTrainedTokenizerFast.from_pretrained(model_folder / "tokenizer")
+    if ranks.index == 0:
+        tokenizer.save_pretrained(out / "tokenizer")  # says which pieces the rows of the text encoder beside it are of
     sources = _sources(latents, sound_latents, config, tokenizer, bank)
     captions = WorldCaptions(tokenizer, config["transformer"]["text_len"], config["kinds"], bank)
     model = NanoModel(config, len(tokenizer)).train()
