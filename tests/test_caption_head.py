@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,17 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from training.caption_head import QUESTIONS, WORDS, CaptionHead, Captions, answers, last_named, places_of_pieces
+from training.caption_head import (
+    MOMENTS,
+    QUESTIONS,
+    WORDS,
+    CaptionHead,
+    Captions,
+    answers,
+    last_named,
+    moments,
+    places_of_pieces,
+)
 from training.captions_people import shot_caption
 from training.picture_labels import CLASS_OF, CLASSES
 from training.shots import KINDS, sample_shot
@@ -49,6 +60,20 @@ def test_what_a_caption_leaves_out_is_not_asked_and_speech_says_nothing_of_looks
     assert answered("talk", caption=f"A person says <S>{clothes}<E>") == {}
 
 
+def test_moments_are_asked_where_they_are_said() -> None:
+    for kind in ("fall", "roll", "pair"):
+        shot = sample_shot(np.random.default_rng(3), kind)
+        people = [replace(person, words=("hello",), start=0.3 + turn) for turn, person in enumerate(shot.people)]
+        shot = replace(shot, people=tuple(people))
+        caption = shot_caption(shot, np.random.default_rng(0), "dense", True)
+        asked = dict(zip(MOMENTS, moments(shot, caption).tolist(), strict=True))
+        said = {name: tenth for name, tenth in asked.items() if tenth != UNKNOWN}
+        assert set(said) == ({"first start", "second start"} if people else {"contact"})
+        assert all(f"{tenth / 10:.1f}秒" in caption for tenth in said.values())
+        silent = shot_caption(shot, np.random.default_rng(0), "dense", False)
+        assert set(moments(shot, silent).tolist()) == {UNKNOWN}
+
+
 def test_the_head_reads_what_the_states_hold_and_no_padding() -> None:
     torch.manual_seed(0)
     head = CaptionHead(16)
@@ -59,7 +84,9 @@ def test_the_head_reads_what_the_states_hold_and_no_padding() -> None:
     places = torch.randint(0, 4, (64, 3))
     states = torch.cat([meanings[said[:, :1]], torch.zeros(64, 2, 16)], dim=1)
     states[..., :4] += 3 * torch.nn.functional.one_hot(places, 4)
-    asked = Captions(torch.zeros(64, 3), torch.tensor([1, 1, 0]).expand(64, 3), said, places)
+    times = torch.randint(0, 4, (64, 1)) * torch.ones(3, dtype=torch.long)
+    states[:, 1, 4:8] = 3 * torch.nn.functional.one_hot(times[:, 0], 4)
+    asked = Captions(torch.zeros(64, 3), torch.tensor([1, 1, 0]).expand(64, 3), said, times, places)
     first = head.loss(states, asked)
     for _ in range(60):
         optimizer.zero_grad()

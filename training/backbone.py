@@ -69,21 +69,22 @@ class NanoModel(nn.Module):
                 nn.init.normal_(layer.weight, std=layer.in_features**-0.5)
                 nn.init.zeros_(layer.bias)
 
-    def load(self, folder: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    def load(self, folder: Path, tokenizer: PreTrainedTokenizerFast) -> bool:
         """Take the weights of a trained model of the same sizes; of another vocabulary, the pieces that both know.
 
-        The rows of new pieces are drawn with the old rows' mean and spread. The heads are those of `folder` where this
-        trainer has made it; a model that is shipped has none.
+        The rows of new pieces are drawn with the old rows' mean and spread. Returns whether it has been asked all that
+        the heads ask: those are kept with the weights while a model is trained, and dropped when it is shipped.
         """
-        if (folder / HEADS_FILE).exists():
-            self.load_state_dict(load_file(folder / HEADS_FILE), strict=False)
+        heads = load_file(folder / HEADS_FILE) if (folder / HEADS_FILE).exists() else {}
+        missing, _ = self.load_state_dict(heads, strict=False)
+        asked = not any(name.startswith(HEADS) for name in missing)
         transformer = NavaTransformer3DModel.from_pretrained(folder / "transformer", torch_dtype=torch.float32)
         self.transformer.load_state_dict(transformer.state_dict())
         trained = UMT5EncoderModel.from_pretrained(folder / "text_encoder", dtype=torch.float32)
         old = PreTrainedTokenizerFast.from_pretrained(folder / "tokenizer") if (folder / "tokenizer").exists() else None
         if old is None or old.get_vocab() == tokenizer.get_vocab():
             self.text_encoder.load_state_dict(trained.state_dict())
-            return
+            return asked
         rows = trained.shared.weight.detach()
         mean, spread = rows.mean(0), rows.std(0)
         moved = mean + spread * torch.randn(len(tokenizer), rows.shape[1])
@@ -95,6 +96,7 @@ class NanoModel(nn.Module):
         state = trained.state_dict()
         state |= {name: moved for name in ("shared.weight", "encoder.embed_tokens.weight") if name in state}
         self.text_encoder.load_state_dict(state)
+        return asked
 
     def caption_loss(self, captions: Captions) -> Tensor:
         """Cross entropy of what the captions say and where, read from their states alone."""
@@ -284,7 +286,7 @@ def train(
     """Train until the config's minutes are over; the averaged weights are saved beside the checkpoint.
 
     start: a folder with `transformer` and `text_encoder` to go on from with fresh optimisers, such as nava-nano itself;
-    one with heads has read its captions.
+    one with the heads of now has read its captions.
     bank: of the voices in the latents; without it nothing is asked about their words. sound_latents: a folder of sound
     alone, for the share of batches that the config's `sound_alone` has.
     """
@@ -298,10 +300,8 @@ def train(
     sources = _sources(latents, sound_latents, config, tokenizer, bank)
     captions = WorldCaptions(tokenizer, config["transformer"]["text_len"], config["kinds"], bank)
     model = NanoModel(config, len(tokenizer)).train()
-    if start is not None:
-        model.load(start, tokenizer)
+    has_read = start is not None and model.load(start, tokenizer)
     checkpoint = common.load_checkpoint(out) if resume else None
-    has_read = start is not None and (start / HEADS_FILE).exists()
     if checkpoint is None and config["reading_minutes"] and not has_read:
         read_captions(model, captions, config, np.random.default_rng([config["seed"], ranks.index]), ranks)
     optimizers, average = Optimizers(model, config), common.EMA(model, config["ema_decay"])

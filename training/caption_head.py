@@ -4,6 +4,9 @@ The gradient that reaches the encoder through the flow loss is small beside that
 18,000 clips one could not read from its states who wears what. Captions cost almost nothing, so that it is asked of
 more of them than there are clips in a batch. The head is dropped after training.
 
+Moments are asked for as well: they are said in two digits, and of captions with one in them 53% gave it away to a probe
+of the states before that, so that pictures and sounds each came at a time of their own.
+
 Each token is asked too which place was named last before it. Without that the encoder answers who of two people wears
 what as a coin would, however long it reads: in a caption that names a place and then looks, the place is what binds
 them to a person, and nothing else asks for it to be carried along.
@@ -23,12 +26,16 @@ from training.middle_heads import label_loss
 from training.picture_labels import CLASS_OF, CLASSES
 from training.shots import Shot
 from training.sound_labels import UNKNOWN
+from training.world import contacts
 
 # People from left to right; the shape that falls or is struck; the ball that strikes.
 QUESTIONS = (
     "backdrop", "first hair", "first skin", "first clothes", "second hair", "second skin", "second clothes", "shape",
     "ball",
 )  # fmt: skip
+# When the shape lands or is struck; when people begin to speak, from left to right. Classes are tenths of a second.
+MOMENTS = ("contact", "first start", "second start")
+TENTHS = 41
 # The pieces of a caption that name a place of a picture; those of camera moves (左移) name none.
 PLACES = ("左[侧边方]?|左半边|left", "正中|中[央间部]|middle|cent(re|er)", "右[侧边方]?|右半边|right")
 HEADS = 4
@@ -36,13 +43,15 @@ WORDS = captions.WORDS | captions_people.WORDS
 
 
 class Captions(NamedTuple):
-    """Token ids and mask (captions, tokens), the answers (captions, questions), and for each token the place that was
-    named last (captions, tokens): 0 for none, and then as in PLACES.
+    """Token ids and mask (captions, tokens), the answers (captions, questions), the tenths of a second of MOMENTS
+    (captions, moments), and for each token the place that was named last (captions, tokens): 0 for none, and then as in
+    PLACES.
     """
 
     ids: Tensor
     mask: Tensor
     answers: Tensor
+    moments: Tensor
     places: Tensor
 
 
@@ -55,9 +64,25 @@ def answers(shot: Shot, caption: str) -> Tensor:
         found["shape"] = shot.scene.colour, shot.scene.shape
     if shot.roll is not None:
         found |= {"shape": (shot.roll.colour, shot.roll.shape), "ball": (shot.roll.ball_colour, "ball")}
-    text = re.sub("<S>.*?<E>", "", caption).lower()
+    text = _without_speech(caption).lower()
     named = {name for name, (part, value) in found.items() if _says(text, part, value)}
     return torch.tensor([CLASS_OF[found[name]] if name in named else UNKNOWN for name in QUESTIONS])
+
+
+def moments(shot: Shot, caption: str) -> Tensor:
+    """The tenths of a second of MOMENTS, (moments,); UNKNOWN of what `caption` does not say."""
+    found = {"contact": contacts(shot.scene)[0].time} if shot.scene is not None else {}
+    if shot.roll is not None:
+        found["contact"] = shot.roll.contact
+    for order, person in zip(("first", "second"), sorted(shot.people, key=lambda person: person.x), strict=False):
+        found[f"{order} start"] = person.start
+    said = set(re.findall(r"\d\.\d", _without_speech(caption)))
+    tenths = {name: f"{moment:.1f}" for name, moment in found.items()}
+    return torch.tensor([round(10 * float(tenths[name])) if tenths.get(name) in said else UNKNOWN for name in MOMENTS])
+
+
+def _without_speech(caption: str) -> str:
+    return re.sub("<S>.*?<E>", "", caption)
 
 
 def _says(text: str, part: str, value: str) -> bool:
@@ -83,20 +108,26 @@ def last_named(named: Tensor) -> Tensor:
 
 
 class CaptionHead(nn.Module):
-    """A query for each question that attends to the text's states (captions, tokens, `dim`), and names a class; and a
-    linear layer that names the last place at each token.
+    """A query for each question and moment that attends to the text's states (captions, tokens, `dim`), and names a
+    class or a tenth of a second; and a linear layer that names the last place at each token.
     """
 
     def __init__(self, dim: int) -> None:
         super().__init__()
         self.queries = nn.Parameter(torch.randn(len(QUESTIONS), dim) * dim**-0.5)
+        self.moment_queries = nn.Parameter(torch.randn(len(MOMENTS), dim) * dim**-0.5)
         self.attention = nn.MultiheadAttention(dim, HEADS, batch_first=True)
         self.classes = nn.Linear(dim, CLASSES)
+        self.tenths = nn.Linear(dim, TENTHS)
         self.places = nn.Linear(dim, len(PLACES) + 1)
 
     def loss(self, states: Tensor, asked: Captions) -> Tensor:
-        """Cross entropy of the answers and of the places, where there is text; `states` are those of `asked.ids`."""
-        queries = self.queries.expand(len(states), -1, -1)
+        """Cross entropy of the answers, the moments and the places, where there is text, from the states of its ids."""
+        queries = torch.cat([self.queries, self.moment_queries]).expand(len(states), -1, -1)
         read, _ = self.attention(queries, states, states, key_padding_mask=asked.mask == 0, need_weights=False)
-        places = asked.places.masked_fill(asked.mask == 0, UNKNOWN)
-        return label_loss(self.classes(read), asked.answers) + label_loss(self.places(states), places)
+        looks, times = read.split([len(self.queries), len(self.moment_queries)], dim=1)
+        return (
+            label_loss(self.classes(looks), asked.answers)
+            + label_loss(self.tenths(times), asked.moments)
+            + label_loss(self.places(states), asked.places.masked_fill(asked.mask == 0, UNKNOWN))
+        )

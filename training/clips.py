@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerFast
 
 from nava_core.conditioning.text import PromptTokens, tokenise_prompt
 from training.cache_latents import read_cache, read_shards
-from training.caption_head import Captions, answers, last_named, places_of_pieces
+from training.caption_head import Captions, answers, last_named, moments, places_of_pieces
 from training.captions_people import shot_caption
 from training.picture_labels import picture_labels
 from training.shots import Shot, sample_shot, speakers
@@ -163,8 +163,10 @@ class WorldCaptions:
             drawn = [give_voices(shot, self.bank, rng) for shot in drawn]
         texts = [shot_caption(shot, rng) for shot in drawn]
         ids, mask = _pad([tokenise_prompt(self.tokenizer, text) for text in texts], self.tokenizer, self.max_tokens)
-        said = torch.stack([answers(*clip) for clip in zip(drawn, texts, strict=True)])
-        return Captions(ids, mask, said, last_named(self.places[ids]))
+        said, when = (
+            torch.stack([ask(*clip) for clip in zip(drawn, texts, strict=True)]) for ask in (answers, moments)
+        )
+        return Captions(ids, mask, said, when, last_named(self.places[ids]))
 
 
 def _pad(tokens: Sequence[PromptTokens], tokenizer: PreTrainedTokenizerFast, max_tokens: int) -> tuple[Tensor, Tensor]:

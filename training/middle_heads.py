@@ -34,14 +34,16 @@ class MiddleHeads(nn.Module):
         """
         tokens = self.norm(self._tokens[-1].float())
         self._tokens.clear()
-        seen = heard = tokens.new_zeros(())
+        seen = tokens.new_zeros(())
         if picture is not None:
             seen = label_loss(self.picture(tokens[:, : picture.shape[1]]), picture)
-        if bool((sound != sound_labels.UNKNOWN).any()):
-            heard = label_loss(self.sound(tokens[:, -sound.shape[1] :]), sound)
-        return seen, heard
+        return seen, label_loss(self.sound(tokens[:, -sound.shape[1] :]), sound)
 
 
 def label_loss(scores: Tensor, labels: Tensor) -> Tensor:
-    """Mean cross entropy of `scores` (batch, places, classes) with `labels` (batch, places) that are not UNKNOWN."""
-    return F.cross_entropy(scores.flatten(0, 1).float(), labels.flatten(), ignore_index=sound_labels.UNKNOWN)
+    """Mean cross entropy of `scores` (batch, places, classes) with the `labels` (batch, places) that are not UNKNOWN; 0
+    where all are.
+    """
+    known = (labels != sound_labels.UNKNOWN).sum().clamp(min=1)
+    scores, labels = scores.flatten(0, 1).float(), labels.flatten()
+    return F.cross_entropy(scores, labels, ignore_index=sound_labels.UNKNOWN, reduction="sum") / known

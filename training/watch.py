@@ -37,9 +37,7 @@ def curves(log: common.MetricsLog) -> Image.Image:
     names = sorted({name for row in rows for name in row} - {"step", "time", "spent"})
     steps = [row["step"] for row in rows]
     marks = steps[:: math.ceil(len(steps) / MARKS)]
-    return stack_rows(
-        line_chart(name, steps, {"": [row.get(name, math.nan) for row in rows]}, marks) for name in names
-    )
+    return stack_rows(line_chart(name, steps, {"": [row.get(name, math.nan) for row in rows]}, marks) for name in names)
 
 
 def samples(pipeline: NavaPipeline, bank: VoiceBank, clips: int) -> Image.Image:
