@@ -120,6 +120,18 @@ def test_the_relative_attention_biases_have_a_rate_of_their_own(config: dict[str
     assert max(moved[name] for name in moved.keys() - biases) < 0.01
 
 
+def test_one_of_two_uneven_streams_has_any_noise_level(config: dict[str, Any]) -> None:
+    video, audio = backbone.noise_levels(4000, {**config, "uneven": 0.5}, np.random.default_rng(0))
+    apart = video != audio
+    assert apart.float().mean() == pytest.approx(0.5, abs=0.03)
+    usual = video[~apart].mean()
+    for own, other in ((video, audio), (audio, video)):
+        lower = apart & (own < other)
+        assert lower.float().mean() > 0.15 and (other[lower].mean() - usual).abs() < 0.15
+    even = backbone.noise_levels(100, {**config, "uneven": 0.0}, np.random.default_rng(0))
+    assert torch.equal(*even)
+
+
 def test_captions_are_read_before_clips_are_made(config: dict[str, Any], kept_threads: None) -> None:
     """The text encoder learns what they say, and nothing else of the model changes."""
     tokenizer = PreTrainedTokenizerFast.from_pretrained(WEIGHTS / "tokenizer")

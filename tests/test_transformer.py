@@ -94,6 +94,23 @@ def test_one_batch_carries_joint_and_isolated_passes() -> None:
 
 
 @torch.no_grad()
+def test_each_stream_may_have_a_time_of_its_own() -> None:
+    """Isolated, each is what it is alone at its own time; at equal times both are the golden ones."""
+    settings, weights, io = golden("tiny")
+    model = NavaTransformer3DModel.from_official(weights, settings["config"])
+    video, audio, text = (io[name][None] for name in ("video", "audio", "text"))
+    timestep, earlier = torch.tensor([settings["timestep"]]), torch.tensor([120.0])
+    both = model(video, audio, timestep, text, video_timestep=timestep)
+    assert relative_error(both.sample[0], io["out.joint.video"]) < 1e-5
+    assert relative_error(both.audio_sample[0], io["out.joint.audio"]) < 1e-5
+    apart = model(video, audio, timestep, text, video_timestep=earlier, isolate_modalities=True)
+    assert relative_error(apart.sample, model(video, None, earlier, text).sample) < 1e-5
+    assert relative_error(apart.audio_sample[0], io["out.masked.audio"]) < 1e-5
+    joint = model(video, audio, timestep, text, video_timestep=earlier)
+    assert relative_error(joint.audio_sample[0], io["out.joint.audio"]) > 1e-3
+
+
+@torch.no_grad()
 def test_speakers_belong_to_their_sample() -> None:
     settings, weights, io = golden("tiny")
     model = NavaTransformer3DModel.from_official(weights, settings["config"])
@@ -193,6 +210,9 @@ def test_bfloat16_is_no_worse_than_the_plain_arithmetic(monkeypatch: pytest.Monk
         ({"isolate_modalities": [True, False]}, r"2 values for a batch of 1"),
         ({"hidden_states": None, "audio_hidden_states": None}, r"give at least one stream"),
         ({"encoder_hidden_states": None}, r"every pass needs"),
+        ({"video_timestep": torch.zeros(2)}, r"video_timestep \(2,\) needs .* the shape of timestep, \(1,\)"),
+        ({"video_timestep": torch.zeros(1), "hidden_states": None}, r"video_timestep .* needs a video"),
+        ({"video_timestep": torch.zeros(1), "first_frame_is_clean": True}, r"no clean first frame"),
     ],
 )
 def test_inputs_that_do_not_fit_are_refused(change: dict[str, Any], message: str) -> None:

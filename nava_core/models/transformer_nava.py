@@ -281,6 +281,7 @@ class NavaTransformer3DModel(ModelMixin, ConfigMixin, AttentionMixin, PeftAdapte
         speaker_positions: Sequence[Sequence[int]] | None = None,
         isolate_modalities: bool | Sequence[bool] = False,
         first_frame_is_clean: bool = False,
+        video_timestep: Tensor | None = None,
         return_dict: bool = True,
     ) -> NavaTransformerOutput | tuple[Tensor | None, Tensor | None]:
         """Predict the velocities of one pass.
@@ -295,6 +296,9 @@ class NavaTransformer3DModel(ModelMixin, ConfigMixin, AttentionMixin, PeftAdapte
             speaker_embeds, speaker_positions: see `encode_context`.
             isolate_modalities: keep video and audio from attending to each other, for all or for each sample.
             first_frame_is_clean: latent frame 0 is a given image, at diffusion time 0.
+            video_timestep: the video's diffusion times, shaped like `timestep`, where they are other than the sound's.
+                NAVA itself always denoises both together; a model that is trained with both learns what each says of
+                the other (Bao et al., "One Transformer Fits All Distributions in Multi-Modal Diffusion", 2023).
 
         Raises:
             ValueError: no stream, no timestep or no text given, or a shape that does not fit the config.
@@ -305,6 +309,13 @@ class NavaTransformer3DModel(ModelMixin, ConfigMixin, AttentionMixin, PeftAdapte
         if not isinstance(context, NavaTextContext):
             context = self.encode_context(context, speaker_embeds, speaker_positions)
         self._check_inputs(hidden_states, audio_hidden_states, context, timestep)
+        if video_timestep is not None and (
+            hidden_states is None or first_frame_is_clean or video_timestep.shape != timestep.shape
+        ):
+            raise ValueError(
+                f"video_timestep {tuple(video_timestep.shape)} needs a video, no clean first frame, and the shape of "
+                f"timestep, {tuple(timestep.shape)}"
+            )
 
         tokens, grid = [], (0, 0, 0)
         if hidden_states is not None:
@@ -321,10 +332,11 @@ class NavaTransformer3DModel(ModelMixin, ConfigMixin, AttentionMixin, PeftAdapte
         layout = TokenLayout(
             video=math.prod(grid),
             audio=audio_count,
-            clean=grid[1] * grid[2] if first_frame_is_clean else 0,
+            clean=math.prod(grid) if video_timestep is not None else grid[1] * grid[2] * first_frame_is_clean,
             isolated=self._isolated(isolate_modalities, batch),
         )
-        time_states, time_rows = self._embed_time(timestep, clean_first_frame=layout.clean > 0)
+        second = torch.zeros_like(timestep) if video_timestep is None else video_timestep
+        time_states, time_rows = self._embed_time(timestep, second if layout.clean else None)
         rotary = self.rope(grid, audio_count, tokens_joined.device, tokens_joined.dtype)
 
         for block in self.transformer_blocks:
@@ -453,11 +465,9 @@ class NavaTransformer3DModel(ModelMixin, ConfigMixin, AttentionMixin, PeftAdapte
             raise ValueError(f"isolate_modalities has {len(isolate_modalities)} values for a batch of {batch}")
         return tuple(bool(value) for value in isolate_modalities)
 
-    def _embed_time(self, timestep: Tensor, clean_first_frame: bool) -> tuple[Tensor, Tensor]:
-        """e (batch or 1, rows, dim) and e0 (batch or 1, rows, 6, dim), float32; row 1, where present, is time 0."""
-        times = timestep[:, None]
-        if clean_first_frame:
-            times = torch.cat([times, torch.zeros_like(times)], dim=1)
+    def _embed_time(self, timestep: Tensor, second: Tensor | None) -> tuple[Tensor, Tensor]:
+        """e (batch or 1, rows, dim) and e0 (batch or 1, rows, 6, dim), float32; row 1, if any, is of `second`."""
+        times = torch.stack([timestep] if second is None else [timestep, second], dim=1)
         embedded = self.time_embedding(sinusoidal_embedding(times, self.config.freq_dim).to(self.dtype))
         vectors = self.time_projection(embedded).unflatten(-1, (6, -1))
         compute_dtype = torch.promote_types(self.dtype, torch.float32)
