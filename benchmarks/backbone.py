@@ -282,7 +282,7 @@ def fixed_part(budget: float) -> list[Row]:
                 block.text_rows("v", suffix, text)
 
     def our_time() -> None:
-        model._embed_time(inputs.timestep, clean_first_frame=False)
+        model._embed_time(inputs.timestep, second=None)
 
     def our_text() -> None:
         project_text(model, model.encode_context(inputs.text))
