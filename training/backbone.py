@@ -69,22 +69,18 @@ class NanoModel(nn.Module):
                 nn.init.normal_(layer.weight, std=layer.in_features**-0.5)
                 nn.init.zeros_(layer.bias)
 
-    def load(self, folder: Path, tokenizer: PreTrainedTokenizerFast) -> bool:
+    def load(self, folder: Path, tokenizer: PreTrainedTokenizerFast) -> None:
         """Take the weights of a trained model of the same sizes; of another vocabulary, the pieces that both know.
 
-        The rows of new pieces are drawn with the old rows' mean and spread. Returns whether it has been asked all that
-        the heads ask: those are kept with the weights while a model is trained, and dropped when it is shipped.
+        The rows of new pieces are drawn with the old rows' mean and spread.
         """
-        heads = load_file(folder / HEADS_FILE) if (folder / HEADS_FILE).exists() else {}
-        missing, _ = self.load_state_dict(heads, strict=False)
-        asked = not any(name.startswith(HEADS) for name in missing)
         transformer = NavaTransformer3DModel.from_pretrained(folder / "transformer", torch_dtype=torch.float32)
         self.transformer.load_state_dict(transformer.state_dict())
         trained = UMT5EncoderModel.from_pretrained(folder / "text_encoder", dtype=torch.float32)
         old = PreTrainedTokenizerFast.from_pretrained(folder / "tokenizer") if (folder / "tokenizer").exists() else None
         if old is None or old.get_vocab() == tokenizer.get_vocab():
             self.text_encoder.load_state_dict(trained.state_dict())
-            return asked
+            return
         rows = trained.shared.weight.detach()
         mean, spread = rows.mean(0), rows.std(0)
         moved = mean + spread * torch.randn(len(tokenizer), rows.shape[1])
@@ -96,7 +92,12 @@ class NanoModel(nn.Module):
         state = trained.state_dict()
         state |= {name: moved for name in ("shared.weight", "encoder.embed_tokens.weight") if name in state}
         self.text_encoder.load_state_dict(state)
-        return asked
+
+    def load_heads(self, folder: Path) -> bool:
+        """Take the heads that are kept with weights until a model is shipped; whether all of today's were there."""
+        heads = load_file(folder / HEADS_FILE) if (folder / HEADS_FILE).exists() else {}
+        missing, _ = self.load_state_dict(heads, strict=False)
+        return not any(name.startswith(HEADS) for name in missing)
 
     def caption_loss(self, captions: Captions) -> Tensor:
         """Cross entropy of what the captions say and where, read from their states alone."""
@@ -317,7 +318,10 @@ def train(
     sources = _sources(latents, sound_latents, config, tokenizer, bank)
     captions = WorldCaptions(tokenizer, config["transformer"]["text_len"], config["kinds"], bank)
     model = NanoModel(config, len(tokenizer)).train()
-    has_read = start is not None and model.load(start, tokenizer)
+    has_read = False
+    if start is not None:
+        model.load(start, tokenizer)
+        has_read = model.load_heads(start)
     checkpoint = common.load_checkpoint(out) if resume else None
     if checkpoint is None and config["reading_minutes"] and not has_read:
         read_captions(model, captions, config, np.random.default_rng([config["seed"], ranks.index]), ranks)

@@ -26,6 +26,7 @@ from training.middle_heads import label_loss
 from training.picture_labels import CLASS_OF, CLASSES
 from training.shots import Shot
 from training.sound_labels import UNKNOWN
+from training.tokenizer import SPOKEN
 from training.world import contacts
 
 # People from left to right; the shape that falls or is struck; the ball that strikes.
@@ -64,7 +65,7 @@ def answers(shot: Shot, caption: str) -> Tensor:
         found["shape"] = shot.scene.colour, shot.scene.shape
     if shot.roll is not None:
         found |= {"shape": (shot.roll.colour, shot.roll.shape), "ball": (shot.roll.ball_colour, "ball")}
-    text = _without_speech(caption).lower()
+    text = SPOKEN.sub("", caption).lower()
     named = {name for name, (part, value) in found.items() if _says(text, part, value)}
     return torch.tensor([CLASS_OF[found[name]] if name in named else UNKNOWN for name in QUESTIONS])
 
@@ -76,13 +77,9 @@ def moments(shot: Shot, caption: str) -> Tensor:
         found["contact"] = shot.roll.contact
     for order, person in zip(("first", "second"), sorted(shot.people, key=lambda person: person.x), strict=False):
         found[f"{order} start"] = person.start
-    said = set(re.findall(r"\d\.\d", _without_speech(caption)))
+    said = set(re.findall(r"\d\.\d", SPOKEN.sub("", caption)))
     tenths = {name: f"{moment:.1f}" for name, moment in found.items()}
     return torch.tensor([round(10 * float(tenths[name])) if tenths.get(name) in said else UNKNOWN for name in MOMENTS])
-
-
-def _without_speech(caption: str) -> str:
-    return re.sub("<S>.*?<E>", "", caption)
 
 
 def _says(text: str, part: str, value: str) -> bool:

@@ -13,6 +13,7 @@ import logging
 import math
 import tempfile
 import time
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -42,13 +43,16 @@ def curves(log: common.MetricsLog) -> Image.Image:
 
 def samples(pipeline: NavaPipeline, bank: VoiceBank, clips: int) -> Image.Image:
     """`clips` clips each of falls, rolls, one person and two."""
-    made = [
-        *evaluate.evaluate(pipeline, ["held_out"], clips),
-        *evaluate_roll.evaluate(pipeline, ["held_out"], clips),
-        *evaluate_people.evaluate(pipeline, bank, ["talk", "pair"], clips, Listeners()),
-    ]
-    pictures = {id(picture): picture for result in made for rows in result.pictures.values() for picture in rows}
-    return stack_rows(pictures.values())
+    evaluations = (
+        evaluate.evaluate(pipeline, ["held_out"], clips),
+        evaluate_roll.evaluate(pipeline, ["held_out"], clips),
+        evaluate_people.evaluate(pipeline, bank, ["talk", "pair"], clips, Listeners()),
+    )
+    pictures: list[Image.Image] = []
+    for evaluation in evaluations:
+        *_, result = evaluation  # the last holds the rows of all
+        pictures += chain.from_iterable(result.pictures.values())
+    return stack_rows(pictures)
 
 
 def look(run: Path, parts: Path, defaults: Path, bank: VoiceBank, clips: int) -> None:

@@ -25,7 +25,8 @@ STREAM_SUFFIXES = ("", "_audio")
 class TokenLayout:
     """What the rows of a token sequence `[video tokens; audio tokens]` are.
 
-    video, audio: token counts. clean: leading video tokens that carry the clean first frame (diffusion time 0).
+    video, audio: token counts. clean: leading video tokens with a diffusion time of their own, the clean first
+    frame's (time 0) or all.
     isolated: for each sample, whether video and audio attend only to themselves; empty means no sample does.
     """
 

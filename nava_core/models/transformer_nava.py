@@ -82,8 +82,8 @@ class TokenPiece:
 def token_pieces(layout: TokenLayout, modulation: Sequence[Tensor]) -> list[TokenPiece]:
     """Cut the sequence where parameters or diffusion time change.
 
-    modulation: for each stream (batch or 1, rows, vectors, dim). Row 0 belongs to the noisy tokens, row 1 to the
-    clean first frame.
+    modulation: for each stream (batch or 1, rows, vectors, dim). Row 1, if any, belongs to the layout's `clean`
+    tokens, row 0 to all others.
     """
     pieces = []
     for part, (stream, start, stop) in enumerate(layout.ranges(len(modulation))):
@@ -156,7 +156,7 @@ class NavaTransformerBlock(nn.Module):
         rotary: Tensor,
         layout: TokenLayout,
     ) -> Tensor:
-        """hidden_states (batch, tokens, dim) -> the same. time_rows: (batch or 1, rows, 6, dim), row 1 is time 0."""
+        """hidden_states (batch, tokens, dim) -> the same. time_rows: (batch or 1, rows, 6, dim), as in token_pieces."""
         ranges = layout.ranges(self.streams)
         modulation = [getattr(self, f"modulation{suffix}")(time_rows) for suffix in STREAM_SUFFIXES[: self.streams]]
         pieces = token_pieces(layout, modulation)
