@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -88,6 +89,20 @@ def fill_number(page: Any, slider: str, value: str) -> None:
         if number.input_value() == value:
             return
     raise AssertionError(f"{slider} is {number.input_value()} again and again, not {value}")
+
+
+def wait_until_kept(page: Any, seconds: int = 15) -> None:
+    """The browser stores the form behind the page's back, encrypted: only its rest tells that the last change is in it.
+
+    One that does not rest is warned of; whether it holds what was typed, a reload tells.
+    """
+    kept: list[str | None] = []
+    for _ in range(seconds):
+        page.wait_for_timeout(1000)
+        kept.append(page.evaluate("localStorage.getItem('nava-studio-form')"))
+        if kept[-1] is not None and kept[-2:] == 2 * kept[-1:]:
+            return
+    warnings.warn(f"{len(set(kept))} forms in {seconds} s, none of them for {kept.count(None)} s", stacklevel=2)
 
 
 def _note_outside(address: str, outside: list[str]) -> None:

@@ -12,7 +12,16 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile
-from chromium import DESKTOP, PHONE, come_to_rest, fill_number, needs_chromium, wait_for_value, without_errors
+from chromium import (
+    DESKTOP,
+    PHONE,
+    come_to_rest,
+    fill_number,
+    needs_chromium,
+    wait_for_value,
+    wait_until_kept,
+    without_errors,
+)
 from PIL import Image
 from studio_server import TypingModel, held_up, random_lora, slow_down, studio, tiny_pipeline
 
@@ -47,12 +56,6 @@ BESIDE_EACH_OTHER = f"() => {{ {PANELS} return stage.left >= writing.right; }}"
 BELOW_EACH_OTHER = f"() => {{ {PANELS} return stage.top >= writing.bottom; }}"
 PROMPT_IS = "text => document.querySelector('#prompt textarea')?.value === text"
 NO_RANDOM_SEED = "document.querySelector('#random-seed input')?.checked === false"
-# Encrypted, so that only its rest tells that the last change is in it. The browser writes it behind the page's back.
-KEPT = """() => {
-    const now = localStorage.getItem('nava-studio-form'), same = now !== null && now === window.keptBefore;
-    window.keptBefore = now;
-    return same;
-}"""
 CAPTION_HOLDS = """text => document.querySelector('#caption-status [data-outcome]')
     && document.querySelector('#caption textarea')?.value.includes(text)"""
 OUT_OF_SIGHT = """() => [...document.querySelectorAll('#bar :is(button, input, label)')]
@@ -176,7 +179,7 @@ def test_shortcuts_and_loras_reach_the_clip_and_come_back_with_it(context: Any, 
         assert (Path(path).name, scale) == ("pencil.safetensors", 0.5)
         assert (recipe["shortcuts"]["step_cache"], recipe["shortcuts"]["align"]) == (0.2, [0.0, 0.5])
         fill_number(page, "#step-cache", "0")
-        page.wait_for_function(KEPT, polling=1000)
+        wait_until_kept(page)
         page.reload()
         page.wait_for_selector("#generate:not([disabled])")
         page.click("#advanced > button")
@@ -391,7 +394,7 @@ def test_the_form_survives_a_reload_and_the_other_language(context: Any, url: st
         page.click("#preset label >> nth=1")
         page.wait_for_function("document.querySelector('#guidance-video-align input[type=number]')?.value === '4.5'")
         page.wait_for_selector("#mixer-cost >> text=passes of the model")
-        page.wait_for_function(KEPT, polling=1000)
+        wait_until_kept(page)
         page.click(".nava-switch[lang=zh]")
         page.wait_for_selector(".nava-switch[lang=en]")
         page.wait_for_selector("#generate:not([disabled])")
