@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedTokenizerFast
 
+from nava_core.models.attention_nava import apply_rotary, split_heads
 from training import backbone, common, shots
 from training.clips import CachedClips, WorldCaptions
 
@@ -120,16 +121,49 @@ def test_the_relative_attention_biases_have_a_rate_of_their_own(config: dict[str
     assert max(moved[name] for name in moved.keys() - biases) < 0.01
 
 
-def test_one_of_two_uneven_streams_has_any_noise_level(config: dict[str, Any]) -> None:
+def test_one_of_two_uneven_streams_has_any_noise_level_and_the_other_is_nearly_noise(config: dict[str, Any]) -> None:
     video, audio = backbone.noise_levels(4000, {**config, "uneven": 0.5}, np.random.default_rng(0))
     apart = video != audio
     assert apart.float().mean() == pytest.approx(0.5, abs=0.03)
-    usual = video[~apart].mean()
-    for own, other in ((video, audio), (audio, video)):
-        lower = apart & (own < other)
-        assert lower.float().mean() > 0.15 and (other[lower].mean() - usual).abs() < 0.15
+    assert torch.maximum(video, audio)[apart].min() >= 1 - backbone.NOISE_WIDTH
+    assert (video < audio)[apart].float().mean() == pytest.approx(backbone.SEEN_SHARE, abs=0.05)
+    assert torch.minimum(video, audio)[apart].mean() == pytest.approx(0.5, abs=0.05)
     even = backbone.noise_levels(100, {**config, "uneven": 0.0}, np.random.default_rng(0))
     assert torch.equal(*even)
+
+
+def test_a_head_that_begins_in_time_attends_to_its_own_moment() -> None:
+    """Of a model of nano's sizes and random weights, on noise: the video tokens of an audio token's own moment."""
+    torch.manual_seed(0)
+    model = backbone.NanoModel(common.load_config(ROOT / "training" / "configs" / "backbone_stage2.yaml"), 50)
+    frames = 13
+
+    def share() -> float:
+        seen: list[torch.Tensor] = []
+        attention = model.transformer.transformer_blocks[2].self_attn
+
+        def look(_module: Any, given: Any) -> None:
+            (tokens,), rotary = given[0], given[1]
+            query, key = (
+                apply_rotary(split_heads(norm(layer(tokens)), 4), rotary, torch.float32)[:, :, -1]
+                for norm, layer in ((attention.norm_q, attention.q), (attention.norm_k, attention.k))
+            )
+            weights = (query @ key.transpose(1, 2) / 32**0.5).softmax(-1)
+            seen.append(weights[:, frames * 16 :, : frames * 16].unflatten(2, (frames, 16)).sum(3))
+
+        handle = attention.register_forward_pre_hook(look)
+        with torch.no_grad():
+            model.transformer(
+                torch.randn(4, 16, frames, 8, 8), torch.randn(4, 51, 64), torch.tensor([500.0]), torch.zeros(4, 2, 128)
+            )
+        handle.remove()
+        (by_frame,) = seen
+        own = (0.24 * torch.arange(51)).round().long().clamp(max=frames - 1)
+        return (by_frame[:, torch.arange(51), own] / by_frame.sum(-1)).mean().item()
+
+    before = share()
+    model.attend_in_time()
+    assert before < 0.15 and share() > 0.4
 
 
 def test_captions_are_read_before_clips_are_made(config: dict[str, Any], kept_threads: None) -> None:

@@ -17,8 +17,10 @@ from training.caption_head import (
     CaptionHead,
     Captions,
     answers,
+    digits_of_pieces,
     last_named,
     moments,
+    numbers_ending,
     places_of_pieces,
 )
 from training.captions_people import shot_caption
@@ -86,7 +88,9 @@ def test_the_head_reads_what_the_states_hold_and_no_padding() -> None:
     states[..., :4] += 3 * torch.nn.functional.one_hot(places, 4)
     times = torch.randint(0, 4, (64, 1)) * torch.ones(3, dtype=torch.long)
     states[:, 1, 4:8] = 3 * torch.nn.functional.one_hot(times[:, 0], 4)
-    asked = Captions(torch.zeros(64, 3), torch.tensor([1, 1, 0]).expand(64, 3), said, times, places)
+    numbers = torch.stack([torch.full_like(times[:, 0], UNKNOWN), *times[:, :2].T], dim=1)
+    numbers[:, 2] = UNKNOWN
+    asked = Captions(torch.zeros(64, 3), torch.tensor([1, 1, 0]).expand(64, 3), said, times, places, numbers)
     first = head.loss(states, asked)
     for _ in range(60):
         optimizer.zero_grad()
@@ -114,3 +118,13 @@ def test_the_place_that_was_named_last_is_known_at_each_token(caption: str, name
     places = last_named(places_of_pieces(tokenizer)[ids])[0].tolist()
     found = dict(zip(tokenizer.convert_ids_to_tokens(ids[0].tolist()), places, strict=True))
     assert {piece: found[piece] for piece in named} == named
+
+
+def test_a_moment_is_known_at_its_last_digit() -> None:
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(ROOT / "training" / "weights" / "tokenizer")
+    caption = "it lands at 1.3 s. 约0.7秒时开口，4.9秒，没有3个，1.x"
+    ids = torch.tensor([tokenizer(caption)["input_ids"]])
+    numbers = numbers_ending(digits_of_pieces(tokenizer)[ids])[0].tolist()
+    pieces = tokenizer.convert_ids_to_tokens(ids[0].tolist())
+    found = [(piece, number) for piece, number in zip(pieces, numbers, strict=True) if number != UNKNOWN]
+    assert found == [("3", 13), ("7秒时", 7)]  # 4.9 s is later than any moment that is asked for

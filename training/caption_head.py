@@ -5,7 +5,9 @@ The gradient that reaches the encoder through the flow loss is small beside that
 more of them than there are clips in a batch. The head is dropped after training.
 
 Moments are asked for as well: they are said in two digits, and of captions with one in them 53% gave it away to a probe
-of the states before that, so that pictures and sounds each came at a time of their own.
+of the states before that, so that pictures and sounds each came at a time of their own. They are asked for at the last
+digit too: a token of the clip compares its own time with one text token at a time, and read together from two of them,
+each with a digit, a moment is known and of no use.
 
 Each token is asked too which place was named last before it. Without that the encoder answers who of two people wears
 what as a coin would, however long it reads: in a caption that names a place and then looks, the place is what binds
@@ -37,6 +39,7 @@ QUESTIONS = (
 # When the shape lands or is struck; when people begin to speak, from left to right. Classes are tenths of a second.
 MOMENTS = ("contact", "first start", "second start")
 TENTHS = 41
+POINT = 10
 # The pieces of a caption that name a place of a picture; those of camera moves (左移) name none.
 PLACES = ("左[侧边方]?|左半边|left", "正中|中[央间部]|middle|cent(re|er)", "右[侧边方]?|右半边|right")
 HEADS = 4
@@ -45,8 +48,8 @@ WORDS = captions.WORDS | captions_people.WORDS
 
 class Captions(NamedTuple):
     """Token ids and mask (captions, tokens), the answers (captions, questions), the tenths of a second of MOMENTS
-    (captions, moments), and for each token the place that was named last (captions, tokens): 0 for none, and then as in
-    PLACES.
+    (captions, moments), and for each token (captions, tokens) the place that was named last, 0 for none and then as in
+    PLACES, and the tenths of a second of the number that ends with it.
     """
 
     ids: Tensor
@@ -54,6 +57,7 @@ class Captions(NamedTuple):
     answers: Tensor
     moments: Tensor
     places: Tensor
+    numbers: Tensor
 
 
 def answers(shot: Shot, caption: str) -> Tensor:
@@ -104,9 +108,36 @@ def last_named(named: Tensor) -> Tensor:
     return named.gather(1, positions.cummax(1).values)
 
 
+def digits_of_pieces(tokenizer: PreTrainedTokenizerFast) -> Tensor:
+    """The digits that each piece of the vocabulary begins and ends with, (pieces, 2): POINT of the point between two
+    digits, -1 of all else. Pieces may hold more, as "约1" and "3秒时" do.
+    """
+    digits = torch.full((len(tokenizer), 2), -1)
+    for piece, number in tokenizer.get_vocab().items():
+        word = piece.removeprefix("▁")
+        if word == ".":
+            digits[number] = POINT
+        elif word and not re.fullmatch(r"<.*>", word):
+            digits[number] = torch.tensor([int(end) if end in "0123456789" else -1 for end in (word[0], word[-1])])
+    return digits
+
+
+def numbers_ending(digits: Tensor) -> Tensor:
+    """The tenths of each number such as 1.3 at the token of its last digit, (captions, tokens), UNKNOWN elsewhere.
+
+    digits: of the tokens, (captions, tokens, 2), as from `digits_of_pieces`.
+    """
+    numbers = torch.full(digits.shape[:2], UNKNOWN)
+    whole, point, tenth = digits[:, :-2, 1], digits[:, 1:-1, 0], digits[:, 2:, 0]
+    found = (point == POINT) & (whole >= 0) & (whole < POINT) & (tenth >= 0) & (tenth < POINT)
+    value = 10 * whole + tenth
+    numbers[:, 2:] = torch.where(found & (value < TENTHS), value, UNKNOWN)
+    return numbers
+
+
 class CaptionHead(nn.Module):
     """A query for each question and moment that attends to the text's states (captions, tokens, `dim`), and names a
-    class or a tenth of a second; and a linear layer that names the last place at each token.
+    class or a tenth of a second; and linear layers that name the last place and the number's tenths at each token.
     """
 
     def __init__(self, dim: int) -> None:
@@ -117,9 +148,12 @@ class CaptionHead(nn.Module):
         self.classes = nn.Linear(dim, CLASSES)
         self.tenths = nn.Linear(dim, TENTHS)
         self.places = nn.Linear(dim, len(PLACES) + 1)
+        self.numbers = nn.Linear(dim, TENTHS)
 
     def loss(self, states: Tensor, asked: Captions) -> Tensor:
-        """Cross entropy of the answers, the moments and the places, where there is text, from the states of its ids."""
+        """Cross entropy of the answers, the moments, the places, where there is text, and the numbers, from the states
+        of its ids.
+        """
         queries = torch.cat([self.queries, self.moment_queries]).expand(len(states), -1, -1)
         read, _ = self.attention(queries, states, states, key_padding_mask=asked.mask == 0, need_weights=False)
         looks, times = read.split([len(self.queries), len(self.moment_queries)], dim=1)
@@ -127,4 +161,5 @@ class CaptionHead(nn.Module):
             label_loss(self.classes(looks), asked.answers)
             + label_loss(self.tenths(times), asked.moments)
             + label_loss(self.places(states), asked.places.masked_fill(asked.mask == 0, UNKNOWN))
+            + label_loss(self.numbers(states), asked.numbers)
         )

@@ -15,7 +15,15 @@ from transformers import PreTrainedTokenizerFast
 
 from nava_core.conditioning.text import PromptTokens, tokenise_prompt
 from training.cache_latents import read_cache, read_shards
-from training.caption_head import Captions, answers, last_named, moments, places_of_pieces
+from training.caption_head import (
+    Captions,
+    answers,
+    digits_of_pieces,
+    last_named,
+    moments,
+    numbers_ending,
+    places_of_pieces,
+)
 from training.captions_people import shot_caption
 from training.picture_labels import picture_labels
 from training.shots import Shot, sample_shot, speakers
@@ -155,7 +163,7 @@ class WorldCaptions:
         self.tokenizer, self.max_tokens, self.bank = tokenizer, max_tokens, bank
         self.kinds, shares = list(kinds), np.array(list(kinds.values()))
         self.shares = shares / shares.sum()
-        self.places = places_of_pieces(tokenizer)
+        self.places, self.digits = places_of_pieces(tokenizer), digits_of_pieces(tokenizer)
 
     def draw(self, rng: np.random.Generator, count: int) -> Captions:
         drawn = [sample_shot(rng, kind) for kind in rng.choice(self.kinds, count, p=self.shares)]
@@ -166,7 +174,7 @@ class WorldCaptions:
         said, when = (
             torch.stack([ask(*clip) for clip in zip(drawn, texts, strict=True)]) for ask in (answers, moments)
         )
-        return Captions(ids, mask, said, when, last_named(self.places[ids]))
+        return Captions(ids, mask, said, when, last_named(self.places[ids]), numbers_ending(self.digits[ids]))
 
 
 def _pad(tokens: Sequence[PromptTokens], tokenizer: PreTrainedTokenizerFast, max_tokens: int) -> tuple[Tensor, Tensor]:
