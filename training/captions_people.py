@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from training import captions
-from training.captions import CAMERAS_ZH, SIDES_ZH, STYLES_ZH, Wordings, article, pick
+from training.captions import CAMERAS_ZH, MOMENTS_ZH, SIDES_ZH, STYLES_ZH, Wordings, article, pick
 from training.captions_roll import WALLS, roll_caption
 from training.people import Person
 from training.shots import Shot, speakers
@@ -82,7 +82,6 @@ PERSON_ZH = (
 # learn to tell two people apart whose places were named now before them and now after.
 PLACES_ZH = ("画面{column}是{person}", "画面{column}站着{person}", "在画面{column}的是{person}")
 SPEAKING_ZH = ("看着镜头说：{}", "开口说：{}", "对着镜头说道：{}", "张嘴说：{}")
-MOMENTS_ZH = ("约{}秒时", "大约{}秒时", "{}秒时", "在第{}秒")
 VOICES_ZH: Wordings = {"f": ("女声", "女性的嗓音", "女人的声音"), "m": ("男声", "男性的嗓音", "男人的声音")}
 SOUNDING_ZH = ("{voice}从{side}传来", "声音是{side}的{voice}", "{side}传来{voice}")
 PRONOUNS_ZH: Wordings = {"f": ("她", "她"), "m": ("他", "他")}
