@@ -11,7 +11,7 @@ from training import sound_labels
 from training.backdrops import WALLS
 from training.middle_heads import MiddleHeads
 from training.people import HAIR, SKINS
-from training.picture_labels import _NAMES, CLASSES, picture_labels
+from training.picture_labels import _NAMES, BACKDROPS, CLASSES, picture_labels, thing_weights
 from training.shots import KINDS, points_of_interest, render_frames, sample_shot
 from training.world import COLOURS
 
@@ -53,6 +53,18 @@ def test_a_ball_that_has_not_come_in_yet_is_nowhere() -> None:
     labels = picture_labels(shot, 13, 4, 4).reshape(13, -1)
     there = labels.eq(_NAMES.index((shot.roll.ball_colour, "ball"))).any(dim=1).numpy()
     assert outside.any() and not there[outside].any() and there[~outside].all()
+
+
+def test_what_stands_before_the_backdrop_counts_more_in_its_own_latents_and_those_beside_it_in_time() -> None:
+    assert all((names[0] == "backdrop") == (number < BACKDROPS) for number, names in enumerate(_NAMES))
+    labels = torch.zeros(2, 5 * 2 * 3, dtype=torch.long)
+    labels[1, 2 * 6 + 4] = BACKDROPS  # the third latent frame's lower middle token
+    weights = thing_weights(labels, 5, 4, 6, 3.0)
+    assert weights.shape == (2, 1, 5, 4, 6) and weights.mean().item() == pytest.approx(1.0)
+    heavy = weights[1, 0] > 2 * weights[0, 0]
+    expected = torch.zeros(5, 4, 6, dtype=torch.bool)
+    expected[1:4, 2:, 2:4] = True
+    assert torch.equal(heavy, expected)
 
 
 def test_the_heads_teach_the_layers_before_them_and_no_others() -> None:

@@ -36,6 +36,7 @@ from training.caption_head import CaptionHead, Captions
 from training.clips import Batch, CachedClips, WorldCaptions
 from training.middle_heads import MiddleHeads
 from training.muon import Muon
+from training.picture_labels import thing_weights
 from training.voices import VoiceBank
 
 logger = logging.getLogger(__name__)
@@ -212,7 +213,10 @@ def flow_loss(model: NanoModel, batch: Batch, config: dict[str, Any], rng: np.ra
     video_loss = torch.zeros(())
     if video_velocity is not None:
         start = 1 if clean_first_frame else 0
-        video_loss = F.mse_loss(output.sample.float()[:, :, start:], video_velocity[:, :, start:])
+        error = (output.sample.float() - video_velocity).square()
+        if batch.picture_labels is not None:
+            error = error * thing_weights(batch.picture_labels, *error.shape[2:], config["thing_weight"])
+        video_loss = error[:, :, start:].mean()
     audio_loss = F.mse_loss(output.audio_sample.float(), audio_noise - batch.audio)
     return Losses(video_loss, audio_loss, *model.middle_heads.losses(batch.picture_labels, batch.labels))
 

@@ -10,6 +10,7 @@ from itertools import product
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from training.backdrops import AMBIENCES, WALLS
@@ -26,6 +27,7 @@ _NAMES = (
 )
 CLASS_OF = {names: number for number, names in enumerate(_NAMES)}
 CLASSES = len(_NAMES)
+BACKDROPS = len(WALLS) + len(AMBIENCES)  # classes of these come first
 
 
 def picture_labels(shot: Shot, frames: int, rows: int, columns: int) -> Tensor:
@@ -40,6 +42,19 @@ def picture_labels(shot: Shot, frames: int, rows: int, columns: int) -> Tensor:
         covered &= ((right > left) & (bottom > top))[:, None, None]  # a ball that has not come in yet has no box
         labels[covered] = CLASS_OF[names]
     return torch.from_numpy(labels.ravel())
+
+
+def thing_weights(labels: Tensor, frames: int, height: int, width: int, weight: float) -> Tensor:
+    """What the squared error of each latent counts, (batch, 1, frames, height, width), with a mean of 1: `weight` times
+    as much where there is something other than the backdrop, or is one latent frame before or after.
+
+    labels: of each token (batch, tokens), as from `picture_labels`; tokens are squares of latents.
+    """
+    side = round((frames * height * width / labels.shape[1]) ** 0.5)
+    things = (labels >= BACKDROPS).unflatten(1, (frames, height // side, width // side)).float()
+    near = F.max_pool3d(things[:, None], (3, 1, 1), stride=1, padding=(1, 0, 0))
+    weights = 1 + (weight - 1) * near.repeat_interleave(side, 3).repeat_interleave(side, 4)
+    return weights / weights.mean()
 
 
 def _within(low: np.ndarray, high: np.ndarray, count: int) -> np.ndarray:
