@@ -215,7 +215,8 @@ def flow_loss(model: NanoModel, batch: Batch, config: dict[str, Any], rng: np.ra
         start = 1 if clean_first_frame else 0
         error = (output.sample.float() - video_velocity).square()
         if batch.picture_labels is not None:
-            error = error * thing_weights(batch.picture_labels, *error.shape[2:], config["thing_weight"])
+            frames, height, width = error.shape[2:]
+            error = error * thing_weights(batch.picture_labels, frames, height, width, config["thing_weight"])
         video_loss = error[:, :, start:].mean()
     audio_loss = F.mse_loss(output.audio_sample.float(), audio_noise - batch.audio)
     return Losses(video_loss, audio_loss, *model.middle_heads.losses(batch.picture_labels, batch.labels))
