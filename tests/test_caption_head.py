@@ -22,11 +22,15 @@ from training.caption_head import (
     moments,
     numbers_ending,
     places_of_pieces,
+    word_moments,
 )
 from training.captions_people import shot_caption
+from training.lexicon import WORDS as SPOKEN_WORDS
 from training.picture_labels import CLASS_OF, CLASSES
 from training.shots import KINDS, sample_shot
 from training.sound_labels import UNKNOWN
+from training.speaking import utterance
+from training.voices import Voice, VoiceBank
 
 ROOT = Path(__file__).parents[1]
 NAMES = {number: names for names, number in CLASS_OF.items()}
@@ -128,3 +132,27 @@ def test_a_moment_is_known_at_its_last_digit() -> None:
     pieces = tokenizer.convert_ids_to_tokens(ids[0].tolist())
     found = [(piece, number) for piece, number in zip(pieces, numbers, strict=True) if number != UNKNOWN]
     assert found == [("3", 13), ("7秒时", 7)]  # 4.9 s is later than any moment that is asked for
+
+
+def test_a_spoken_word_is_asked_when_it_is_said() -> None:
+    """Of two people, where the caption says when the second one begins; each word is 0.4 s long."""
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(ROOT / "training" / "weights" / "tokenizer")
+    sounds = {word: np.full(6400, 0.1, np.float32) for word in SPOKEN_WORDS}
+    bank = VoiceBank([Voice("one", "one", "f", 200.0, 1.0, "train")], {"one": sounds})
+    shot = sample_shot(np.random.default_rng(3), "pair")
+    lines = (("hello", 0.3), ("moon", 0.92))
+    shot = replace(
+        shot,
+        people=tuple(
+            replace(person, voice="one", words=(word, "yes"), start=start, speech_seed=3)
+            for person, (word, start) in zip(shot.people, lines, strict=True)
+        ),
+    )
+    spans = ["<S><extra_id_2>hello yes<E>", "<S><extra_id_2>moon yes<E>"]
+    caption = f"她说：{spans[0]}，在第0.9秒他说：{spans[1]}"
+    pieces = tokenizer.convert_ids_to_tokens(tokenizer(caption)["input_ids"])
+    moments = word_moments(pieces, shot, caption, bank).tolist()
+    found = [(piece, moment) for piece, moment in zip(pieces, moments, strict=True) if moment != UNKNOWN]
+    (_, begin, end) = utterance(shot.people[1], bank).words[1]
+    assert found == [("moon", 11), ("▁yes", round(10 * (0.92 + (begin + end) / 2)))]
+    assert set(word_moments(pieces, shot, "", bank).tolist()) == {UNKNOWN}

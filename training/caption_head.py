@@ -7,7 +7,8 @@ more of them than there are clips in a batch. The head is dropped after training
 Moments are asked for as well: they are said in two digits, and of captions with one in them 53% gave it away to a probe
 of the states before that, so that pictures and sounds each came at a time of their own. They are asked for at the last
 digit too: a token of the clip compares its own time with one text token at a time, and read together from two of them,
-each with a digit, a moment is known and of no use.
+each with a digit, a moment is known and of no use. So it is with spoken words: the token of each is asked when it is
+said, where the caption says when its speaker begins.
 
 Each token is asked too which place was named last before it. Without that the encoder answers who of two people wears
 what as a coin would, however long it reads: in a caption that names a place and then looks, the place is what binds
@@ -17,18 +18,22 @@ them to a person, and nothing else asks for it to be carried along.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
+from nava_core.speech import SENTINEL
 from training import captions, captions_people
 from training.middle_heads import label_loss
 from training.picture_labels import CLASS_OF, CLASSES
-from training.shots import Shot
+from training.shots import Shot, speakers
 from training.sound_labels import UNKNOWN
+from training.speaking import utterance
 from training.tokenizer import SPOKEN
+from training.voices import VoiceBank
 from training.world import contacts
 
 # People from left to right; the shape that falls or is struck; the ball that strikes.
@@ -49,7 +54,7 @@ WORDS = captions.WORDS | captions_people.WORDS
 class Captions(NamedTuple):
     """Token ids and mask (captions, tokens), the answers (captions, questions), the tenths of a second of MOMENTS
     (captions, moments), and for each token (captions, tokens) the place that was named last, 0 for none and then as in
-    PLACES, and the tenths of a second of the number that ends with it.
+    PLACES, and the tenths of a second of the number that ends with it, or at which it is spoken.
     """
 
     ids: Tensor
@@ -135,9 +140,29 @@ def numbers_ending(digits: Tensor) -> Tensor:
     return numbers
 
 
+def word_moments(pieces: Sequence[str], shot: Shot, caption: str, bank: VoiceBank) -> Tensor:
+    """The tenths of the middle of each spoken word at its token, (tokens,), where `caption` says when its person
+    begins; UNKNOWN elsewhere. Spans are in the order of speaking.
+    """
+    moments = torch.full((len(pieces),), UNKNOWN)
+    said = set(re.findall(r"\d\.\d", SPOKEN.sub("", caption)))
+    starts = [number for number, piece in enumerate(pieces) if piece == SENTINEL]
+    for start, number in zip(starts, speakers(shot), strict=False):
+        person = shot.people[number]
+        if f"{person.start:.1f}" not in said:
+            continue
+        place = start
+        for word, begin, end in utterance(person, bank).words:
+            place = next((at for at in range(place + 1, len(pieces)) if pieces[at].removeprefix("▁") == word), place)
+            tenth = round(10 * (person.start + (begin + end) / 2))
+            if place > start and tenth < TENTHS:
+                moments[place] = tenth
+    return moments
+
+
 class CaptionHead(nn.Module):
     """A query for each question and moment that attends to the text's states (captions, tokens, `dim`), and names a
-    class or a tenth of a second; and linear layers that name the last place and the number's tenths at each token.
+    class or a tenth of a second; and linear layers that name the last place and a moment's tenths at each token.
     """
 
     def __init__(self, dim: int) -> None:

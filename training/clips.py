@@ -23,11 +23,12 @@ from training.caption_head import (
     moments,
     numbers_ending,
     places_of_pieces,
+    word_moments,
 )
 from training.captions_people import shot_caption
 from training.picture_labels import picture_labels
 from training.shots import Shot, sample_shot, speakers
-from training.sound_labels import sound_labels
+from training.sound_labels import UNKNOWN, sound_labels
 from training.speaking import give_voices
 from training.voices import VoiceBank
 
@@ -174,7 +175,12 @@ class WorldCaptions:
         said, when = (
             torch.stack([ask(*clip) for clip in zip(drawn, texts, strict=True)]) for ask in (answers, moments)
         )
-        return Captions(ids, mask, said, when, last_named(self.places[ids]), numbers_ending(self.digits[ids]))
+        numbers = numbers_ending(self.digits[ids])
+        if self.bank is not None:
+            for row, (shot, text) in enumerate(zip(drawn, texts, strict=True)):
+                spoken = word_moments(self.tokenizer.convert_ids_to_tokens(ids[row].tolist()), shot, text, self.bank)
+                numbers[row] = torch.where(spoken == UNKNOWN, numbers[row], spoken)
+        return Captions(ids, mask, said, when, last_named(self.places[ids]), numbers)
 
 
 def _pad(tokens: Sequence[PromptTokens], tokenizer: PreTrainedTokenizerFast, max_tokens: int) -> tuple[Tensor, Tensor]:
