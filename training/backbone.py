@@ -353,7 +353,7 @@ def train(
     if start is not None:
         model.load(start, tokenizer)
         has_read = model.load_heads(start)
-    if not has_read:
+    if start is None or not (start / HEADS_FILE).exists():  # kept weights have heads, and have begun so
         model.attend_in_time()
     checkpoint = common.load_checkpoint(out) if resume else None
     if checkpoint is None and config["reading_minutes"] and not has_read:
