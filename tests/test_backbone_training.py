@@ -175,9 +175,9 @@ def test_captions_are_read_before_clips_are_made(config: dict[str, Any], kept_th
     captions = WorldCaptions(tokenizer, 128, KINDS)
     asked = captions.draw(np.random.default_rng(1), 64)
     unread = model.caption_loss(asked).item()
-    reading = {**config, "reading_minutes": 0.1, "captions_read": 8}
+    reading = {**config, "reading_minutes": 0.2, "captions_read": 8}
     backbone.read_captions(model, captions, reading, np.random.default_rng(0), common.Ranks())
-    assert model.caption_loss(asked).item() < 0.9 * unread
+    assert model.caption_loss(asked).item() < 0.8 * unread
     moved = {name.split(".")[0] for name, value in model.named_parameters() if not torch.equal(value, before[name])}
     assert moved == {"text_encoder", "caption_head"}
 

@@ -86,9 +86,14 @@ def moments(shot: Shot, caption: str) -> Tensor:
         found["contact"] = shot.roll.contact
     for order, person in zip(("first", "second"), sorted(shot.people, key=lambda person: person.x), strict=False):
         found[f"{order} start"] = person.start
-    said = set(re.findall(r"\d\.\d", SPOKEN.sub("", caption)))
+    said = _named_moments(caption)
     tenths = {name: f"{moment:.1f}" for name, moment in found.items()}
     return torch.tensor([round(10 * float(tenths[name])) if tenths.get(name) in said else UNKNOWN for name in MOMENTS])
+
+
+def _named_moments(caption: str) -> set[str]:
+    """The seconds that `caption` names outside of speech, as it writes them."""
+    return set(re.findall(r"\d\.\d", SPOKEN.sub("", caption)))
 
 
 def _says(text: str, part: str, value: str) -> bool:
@@ -144,8 +149,8 @@ def word_moments(pieces: Sequence[str], shot: Shot, caption: str, bank: VoiceBan
     """The tenths of the middle of each spoken word at its token, (tokens,), where `caption` says when its person
     begins; UNKNOWN elsewhere. Spans are in the order of speaking.
     """
-    moments = torch.full((len(pieces),), UNKNOWN)
-    said = set(re.findall(r"\d\.\d", SPOKEN.sub("", caption)))
+    spoken = torch.full((len(pieces),), UNKNOWN)
+    said = _named_moments(caption)
     starts = [number for number, piece in enumerate(pieces) if piece == SENTINEL]
     for start, number in zip(starts, speakers(shot), strict=False):
         person = shot.people[number]
@@ -156,8 +161,8 @@ def word_moments(pieces: Sequence[str], shot: Shot, caption: str, bank: VoiceBan
             place = next((at for at in range(place + 1, len(pieces)) if pieces[at].removeprefix("▁") == word), place)
             tenth = round(10 * (person.start + (begin + end) / 2))
             if place > start and tenth < TENTHS:
-                moments[place] = tenth
-    return moments
+                spoken[place] = tenth
+    return spoken
 
 
 class CaptionHead(nn.Module):
