@@ -13,6 +13,7 @@ from conftest import GOLDEN
 from safetensors.torch import load_file
 from torch import Tensor
 
+from nava_core.models.embeddings_nava import NavaRotaryPosEmbed
 from nava_core.models.transformer_nava import NavaTransformer3DModel
 
 CASES = ("joint", "masked", "speakers", "first_frame", "audio_only", "video_only", "null_speaker")
@@ -108,6 +109,22 @@ def test_each_stream_may_have_a_time_of_its_own() -> None:
     assert relative_error(apart.audio_sample[0], io["out.masked.audio"]) < 1e-5
     joint = model(video, audio, timestep, text, video_timestep=earlier)
     assert relative_error(joint.audio_sample[0], io["out.joint.audio"]) > 1e-3
+
+
+def test_time_may_turn_at_frequencies_of_its_own() -> None:
+    """Neighbouring audio tokens are told apart by the fastest; a latent frame's own token turns as the frame does."""
+    released = NavaRotaryPosEmbed(32, 0.24)
+    same = NavaRotaryPosEmbed(32, 0.24, time_frequencies=[10000 ** (-pair / 6) for pair in range(6)])
+    fast = NavaRotaryPosEmbed(32, 0.24, time_frequencies=[1.0, 0.2, 0.05, 0.01, 2.0, 4.0])
+    tables = [rope((13, 2, 2), 51, torch.device("cpu"), torch.float32) for rope in (released, same, fast)]
+    torch.testing.assert_close(tables[0], tables[1])
+    steps = [(table[53:, :6] / table[52:-1, :6]).angle().abs().amax(1) for table in tables]
+    torch.testing.assert_close(steps[0], torch.full((50,), 0.24), atol=1e-5, rtol=0)
+    torch.testing.assert_close(steps[2], torch.full((50,), 0.96), atol=1e-5, rtol=0)
+    # Frame 6 and token 25, both at one second.
+    torch.testing.assert_close(tables[2][4 * 6, :6], tables[2][52 + 25, :6], atol=1e-5, rtol=0)
+    with pytest.raises(ValueError, match="2 rotary time frequencies; heads of 32 channels have 6 pairs"):
+        NavaRotaryPosEmbed(32, 0.24, time_frequencies=[1.0, 0.2])
 
 
 @torch.no_grad()

@@ -26,14 +26,29 @@ class NavaRotaryPosEmbed(nn.Module):
     Video heads spend their channels on (time, height, width); audio turns only the time channels, at `audio_scale` of a
     latent frame for each token, so that both streams share one clock. The last table is kept: all steps, passes and
     layers of a clip use the same.
+
+    time_frequencies: radians a latent frame, for each pair of time channels; None: powers of theta, as for the others.
     """
 
-    def __init__(self, head_dim: int, audio_scale: float, theta: float = 10000.0):
+    def __init__(
+        self,
+        head_dim: int,
+        audio_scale: float,
+        theta: float = 10000.0,
+        time_frequencies: Sequence[float] | None = None,
+    ):
         super().__init__()
         space = 2 * (head_dim // 6)
         self.axis_channels = (head_dim - 2 * space, space, space)
         self.audio_scale = audio_scale
         self.theta = theta
+        pairs = self.axis_channels[0] // 2
+        if time_frequencies is not None and len(time_frequencies) != pairs:
+            raise ValueError(
+                f"there are {len(time_frequencies)} rotary time frequencies; heads of {head_dim} channels have {pairs} "
+                "pairs of time channels: give one for each, or None"
+            )
+        self.time_frequencies = time_frequencies
         self._last: tuple[tuple, Tensor] | None = None
 
     def forward(self, grid: Sequence[int], audio_tokens: int, device: torch.device, dtype: torch.dtype) -> Tensor:
@@ -49,16 +64,26 @@ class NavaRotaryPosEmbed(nn.Module):
         frequencies = self.theta ** (-torch.arange(0, channels, 2, dtype=torch.float64) / channels)
         return torch.outer(positions.double(), frequencies)
 
+    def _time_angles(self, positions: Tensor) -> Tensor:
+        if self.time_frequencies is None:
+            return self._angles(positions, self.axis_channels[0])
+        return torch.outer(positions.double(), torch.tensor(self.time_frequencies, dtype=torch.float64))
+
     def _video_angles(self, grid: Sequence[int]) -> Tensor:
-        axes = [self._angles(torch.arange(n), channels) for n, channels in zip(grid, self.axis_channels, strict=True)]
         frames, height, width = grid
+        rows_channels, columns_channels = self.axis_channels[1:]
+        axes = (
+            self._time_angles(torch.arange(frames)),
+            self._angles(torch.arange(height), rows_channels),
+            self._angles(torch.arange(width), columns_channels),
+        )
         time = axes[0][:, None, None].expand(frames, height, width, -1)
         rows = axes[1][None, :, None].expand(frames, height, width, -1)
         columns = axes[2][None, None, :].expand(frames, height, width, -1)
         return torch.cat([time, rows, columns], dim=-1).flatten(0, 2)  # (f, h, w, head_dim/2) -> (f*h*w, head_dim/2)
 
     def _audio_angles(self, tokens: int) -> Tensor:
-        time = self._angles(torch.arange(tokens) * self.audio_scale, self.axis_channels[0])
+        time = self._time_angles(torch.arange(tokens) * self.audio_scale)
         return F.pad(time, (0, sum(self.axis_channels[1:]) // 2))
 
 

@@ -214,7 +214,9 @@ class NavaTransformer3DModel(ModelMixin, ConfigMixin, AttentionMixin, PeftAdapte
     """The 6.3B backbone by default. See `forward` for shapes.
 
     num_layers alignment layers, num_single_layers fusion layers, then num_final_layers alignment layers.
-    audio_rope_scale puts audio tokens (25/s) on the clock of latent frames (6/s). split_ffn gives the alignment layers
+    audio_rope_scale puts audio tokens (25/s) on the clock of latent frames (6/s). time_rope_frequencies, in radians a
+    latent frame, takes the place of the released model's, of which heads of few channels have one that tells
+    neighbouring audio tokens apart, and it by 0.24 radians. split_ffn gives the alignment layers
     a feed-forward network for each stream (the released weights share it). speaker_dim None: no speaker tokens.
     """
 
@@ -252,6 +254,7 @@ class NavaTransformer3DModel(ModelMixin, ConfigMixin, AttentionMixin, PeftAdapte
         audio_rope_scale: float = 0.24,
         speaker_dim: int | None = 192,
         split_ffn: bool = False,
+        time_rope_frequencies: tuple[float, ...] | None = None,
     ) -> None:
         super().__init__()
         dim = num_attention_heads * attention_head_dim
@@ -262,7 +265,7 @@ class NavaTransformer3DModel(ModelMixin, ConfigMixin, AttentionMixin, PeftAdapte
         self.time_embedding = nn.Sequential(nn.Linear(freq_dim, dim), nn.SiLU(), nn.Linear(dim, dim))
         self.time_projection = nn.Sequential(nn.SiLU(), nn.Linear(dim, 6 * dim))
         self.speaker_embedding = NavaSpeakerEmbedding(speaker_dim, dim) if speaker_dim else None
-        self.rope = NavaRotaryPosEmbed(attention_head_dim, audio_rope_scale)
+        self.rope = NavaRotaryPosEmbed(attention_head_dim, audio_rope_scale, time_frequencies=time_rope_frequencies)
         kinds = [(2, split_ffn)] * num_layers + [(1, False)] * num_single_layers + [(2, split_ffn)] * num_final_layers
         self.transformer_blocks = nn.ModuleList(
             NavaTransformerBlock(dim, ffn_dim, num_attention_heads, eps, streams, split) for streams, split in kinds
