@@ -41,6 +41,10 @@ from training.voices import VoiceBank
 
 logger = logging.getLogger(__name__)
 HEADS, HEADS_FILE = ("middle_heads.", "caption_head."), "heads.safetensors"
+# The last linear layers of attention and feed-forward network, in the backbone's layers and in the text encoder's.
+RESULTS = ("o", "o_audio", "2", "wo")
+# A head that attends in time: its rotary pairs of 1, 0.2, 2 and 4 radians a latent frame, and how much each counts.
+IN_TIME = {0: 4.8, 1: 2.0, 4: 3.0, 5: 3.0}
 # Of the samples with streams of unequal noise, those whose picture is known; the least level of what is nearly noise.
 SEEN_SHARE, NOISE_WIDTH = 0.7, 0.15
 
@@ -73,13 +77,19 @@ class NanoModel(nn.Module):
                 nn.init.zeros_(layer.bias)
 
     def load(self, folder: Path, tokenizer: PreTrainedTokenizerFast) -> None:
-        """Take the weights of a trained model of the same sizes; of another vocabulary, the pieces that both know.
+        """Take the weights of a trained model of the same widths; of another vocabulary, the pieces that both know.
 
-        The rows of new pieces are drawn with the old rows' mean and spread.
+        The rows of new pieces are drawn with the old rows' mean and spread. Layers that the trained model lacks begin
+        as the identity, and where it has one set of weights for both streams, each begins with a copy of it.
         """
         transformer = NavaTransformer3DModel.from_pretrained(folder / "transformer", torch_dtype=torch.float32)
-        self.transformer.load_state_dict(transformer.state_dict())
+        own = self.transformer
+        take_layers(own.transformer_blocks, transformer.transformer_blocks, transformer.config.num_layers)
+        transformer.transformer_blocks = own.transformer_blocks
+        own.load_state_dict(transformer.state_dict())
         trained = UMT5EncoderModel.from_pretrained(folder / "text_encoder", dtype=torch.float32)
+        take_layers(self.text_encoder.encoder.block, trained.encoder.block, len(trained.encoder.block))
+        trained.encoder.block = self.text_encoder.encoder.block
         old = PreTrainedTokenizerFast.from_pretrained(folder / "tokenizer") if (folder / "tokenizer").exists() else None
         if old is None or old.get_vocab() == tokenizer.get_vocab():
             self.text_encoder.load_state_dict(trained.state_dict())
@@ -98,24 +108,23 @@ class NanoModel(nn.Module):
 
     @torch.no_grad()
     def attend_in_time(self, layers: int = 3) -> None:
-        """Let the last head of the first fusion layers begin by attending to its own moment, of both streams.
+        """Let the last head of the layers after the middle begin by attending to its own moment, of both streams.
 
         Its queries and keys become nearly constant before the rotary turn, which then favours what is near in time. To
         find that out is slow: until a head attends to the right moment there is nothing to be read there, and until
         something can be read there is no reason to.
         """
-        fusion = [block for block in self.transformer.transformer_blocks if block.streams == 1]
-        for block in fusion[:layers]:
+        blocks = self.transformer.transformer_blocks
+        for block in blocks[len(blocks) // 2 :][:layers]:
             attention = block.self_attn
             rows = slice(-(attention.q.out_features // attention.heads), None)
-            for layer in (attention.q, attention.k):
+            own = ("q", "k") if block.streams == 1 else ("q", "k", "q_audio", "k_audio")
+            for layer in map(attention.get_submodule, own):
                 spread = layer.weight.square().sum(1).mean().sqrt()  # of its results, of an input with spread 1
                 layer.weight[rows] *= 0.3
                 layer.bias[rows] = 0.0
-                layer.bias[rows][0], layer.bias[rows][2] = (
-                    4.8 * spread,
-                    2.0 * spread,
-                )  # 1 and 0.2 radians a latent frame
+                for pair, strength in IN_TIME.items():
+                    layer.bias[rows][2 * pair] = strength * spread
 
     def load_heads(self, folder: Path) -> bool:
         """Take the heads that are kept with weights until a model is shipped; whether all of today's were there."""
@@ -132,6 +141,24 @@ class NanoModel(nn.Module):
         """Text states with zeros for padding and for whole texts that are dropped, as the pipeline pads them."""
         states = self.text_encoder(batch.ids, attention_mask=batch.mask).last_hidden_state
         return states * (batch.mask * ~dropped[:, None])[..., None]
+
+
+@torch.no_grad()
+def take_layers(layers: Sequence[nn.Module], trained: Sequence[nn.Module], first: int) -> None:
+    """Give `layers` the weights of the `trained` ones; let those that are more, after the `first`, add nothing to what
+    passes them. The sound's own weights, where a trained layer has none, are those that both streams share there.
+    """
+    more = len(layers) - len(trained)
+    for number, layer in enumerate(layers):
+        if first <= number < first + more:
+            for name, module in layer.named_modules():
+                if isinstance(module, nn.Linear) and name.rpartition(".")[2] in RESULTS:
+                    for parameter in module.parameters():
+                        nn.init.zeros_(parameter)
+            continue
+        weights = trained[number if number < first else number - more].state_dict()
+        shared = {name: name.replace("_audio", "") for name in layer.state_dict() if name not in weights}
+        layer.load_state_dict(weights | {name: weights[source] for name, source in shared.items()})
 
 
 def draw_voices(

@@ -12,8 +12,8 @@ from training.voices import VoiceBank
 from training.world import FPS, contacts
 from training.world_sound import MATERIALS
 
-# Class 0 is silence; then the beginning, middle and end of each word, then an impact on each material.
-PARTS = 3
+# Class 0 is silence; then the parts of each word, each of one or two tokens, then an impact on each material.
+PARTS = 6
 IMPACTS = 1 + PARTS * len(WORDS)
 CLASSES = IMPACTS + len(MATERIALS)
 TOKENS_PER_SECOND = 25
