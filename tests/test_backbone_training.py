@@ -135,8 +135,7 @@ def test_one_of_two_uneven_streams_has_any_noise_level_and_the_other_is_nearly_n
 def test_a_head_that_begins_in_time_attends_to_its_own_moment() -> None:
     """Of a model of nano's sizes and random weights, on noise: the video tokens of an audio token's own moment."""
     torch.manual_seed(0)
-    config = common.load_config(ROOT / "training" / "configs" / "backbone_stage2.yaml")
-    model = backbone.NanoModel(config, 50)
+    model = backbone.NanoModel(common.load_config(ROOT / "training" / "configs" / "backbone_stage2.yaml"), 50)
     frames, tokens = 13, 13 * 16
 
     def share() -> float:

@@ -151,10 +151,9 @@ def take_layers(layers: Sequence[nn.Module], trained: Sequence[nn.Module], first
     more = len(layers) - len(trained)
     for number, layer in enumerate(layers):
         if first <= number < first + more:
-            for name, module in layer.named_modules():
-                if isinstance(module, nn.Linear) and name.rpartition(".")[2] in RESULTS:
-                    for parameter in module.parameters():
-                        nn.init.zeros_(parameter)
+            for name, parameter in layer.named_parameters():
+                if name.split(".")[-2] in RESULTS:
+                    nn.init.zeros_(parameter)
             continue
         weights = trained[number if number < first else number - more].state_dict()
         shared = {name: name.replace("_audio", "") for name in layer.state_dict() if name not in weights}

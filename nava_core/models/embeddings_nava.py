@@ -60,30 +60,23 @@ class NavaRotaryPosEmbed(nn.Module):
             self._last = (key, turns.to(device=device, dtype=complex_dtype))
         return self._last[1]
 
-    def _angles(self, positions: Tensor, channels: int) -> Tensor:
+    def _angles(self, positions: Tensor, axis: int) -> Tensor:
+        channels = self.axis_channels[axis]
         frequencies = self.theta ** (-torch.arange(0, channels, 2, dtype=torch.float64) / channels)
+        if axis == 0 and self.time_frequencies is not None:
+            frequencies = torch.tensor(self.time_frequencies, dtype=torch.float64)
         return torch.outer(positions.double(), frequencies)
 
-    def _time_angles(self, positions: Tensor) -> Tensor:
-        if self.time_frequencies is None:
-            return self._angles(positions, self.axis_channels[0])
-        return torch.outer(positions.double(), torch.tensor(self.time_frequencies, dtype=torch.float64))
-
     def _video_angles(self, grid: Sequence[int]) -> Tensor:
+        axes = [self._angles(torch.arange(n), axis) for axis, n in enumerate(grid)]
         frames, height, width = grid
-        rows_channels, columns_channels = self.axis_channels[1:]
-        axes = (
-            self._time_angles(torch.arange(frames)),
-            self._angles(torch.arange(height), rows_channels),
-            self._angles(torch.arange(width), columns_channels),
-        )
         time = axes[0][:, None, None].expand(frames, height, width, -1)
         rows = axes[1][None, :, None].expand(frames, height, width, -1)
         columns = axes[2][None, None, :].expand(frames, height, width, -1)
         return torch.cat([time, rows, columns], dim=-1).flatten(0, 2)  # (f, h, w, head_dim/2) -> (f*h*w, head_dim/2)
 
     def _audio_angles(self, tokens: int) -> Tensor:
-        time = self._time_angles(torch.arange(tokens) * self.audio_scale)
+        time = self._angles(torch.arange(tokens) * self.audio_scale, 0)
         return F.pad(time, (0, sum(self.axis_channels[1:]) // 2))
 
 

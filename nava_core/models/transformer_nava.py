@@ -216,8 +216,8 @@ class NavaTransformer3DModel(ModelMixin, ConfigMixin, AttentionMixin, PeftAdapte
     num_layers alignment layers, num_single_layers fusion layers, then num_final_layers alignment layers.
     audio_rope_scale puts audio tokens (25/s) on the clock of latent frames (6/s). time_rope_frequencies, in radians a
     latent frame, takes the place of the released model's, of which heads of few channels have one that tells
-    neighbouring audio tokens apart, and it by 0.24 radians. split_ffn gives the alignment layers
-    a feed-forward network for each stream (the released weights share it). speaker_dim None: no speaker tokens.
+    neighbouring audio tokens apart, and it by 0.24 radians. split_ffn gives the alignment layers a feed-forward network
+    for each stream (the released weights share it). speaker_dim None: no speaker tokens.
     """
 
     _supports_gradient_checkpointing = True
