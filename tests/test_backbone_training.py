@@ -132,6 +132,14 @@ def test_one_of_two_uneven_streams_has_any_noise_level_and_the_other_is_nearly_n
     assert torch.equal(*even)
 
 
+def test_samples_take_turns_with_several_time_shifts(config: dict[str, Any]) -> None:
+    def mean(shift: float | list[float]) -> float:
+        rng = np.random.default_rng(0)
+        return backbone.noise_levels(8000, {**config, "uneven": 0.0, "time_shift": shift}, rng)[0].mean().item()
+
+    assert mean([1.0, 5.0]) == pytest.approx((mean(1.0) + mean(5.0)) / 2, abs=0.02)
+
+
 def test_a_head_that_begins_in_time_attends_to_its_own_moment() -> None:
     """Of a model of nano's sizes and random weights, on noise: the video tokens of an audio token's own moment."""
     torch.manual_seed(0)

@@ -11,9 +11,9 @@ from training import sound_labels
 from training.backdrops import WALLS
 from training.middle_heads import MiddleHeads
 from training.people import HAIR, SKINS
-from training.picture_labels import _NAMES, BACKDROPS, CLASSES, picture_labels, thing_weights
+from training.picture_labels import _NAMES, BACKDROPS, CLASSES, ClassScores, picture_labels, thing_weights
 from training.shots import KINDS, points_of_interest, render_frames, sample_shot
-from training.world import COLOURS
+from training.world import COLOURS, PAIRS, SHAPES
 
 TINTS = {"hair": HAIR, "skin": SKINS, "clothes": COLOURS, "backdrop": WALLS}
 
@@ -65,6 +65,28 @@ def test_what_stands_before_the_backdrop_counts_more_in_its_own_latents_and_thos
     expected = torch.zeros(5, 4, 6, dtype=torch.bool)
     expected[1:4, 2:, 2:4] = True
     assert torch.equal(heavy, expected)
+
+
+def test_pairs_of_colour_and_shape_that_were_never_seen_are_named_too() -> None:
+    torch.manual_seed(0)
+    colours, shapes = torch.randn(len(COLOURS), 32), torch.randn(len(SHAPES), 32)
+
+    def states(split: str) -> torch.Tensor:
+        return torch.stack([colours[[*COLOURS].index(a)] + shapes[[*SHAPES].index(b)] for a, b in PAIRS[split]])
+
+    def named(split: str) -> torch.Tensor:
+        return torch.tensor([_NAMES.index(pair) for pair in PAIRS[split]])
+
+    scores = ClassScores(32)
+    optimizer = torch.optim.AdamW(scores.parameters(), lr=0.03)
+    for _ in range(150):
+        loss = torch.nn.functional.cross_entropy(scores(states("train")), named("train"))
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    for split in ("train", "held_out"):
+        assert torch.equal(scores(states(split)).argmax(-1), named(split))
+    assert scores(torch.zeros(2, 3, 32)).shape == (2, 3, CLASSES)
 
 
 def test_the_heads_teach_the_layers_before_them_and_no_others() -> None:

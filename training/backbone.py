@@ -138,8 +138,12 @@ class NanoModel(nn.Module):
         return self.caption_head.loss(states, captions)
 
     def text_states(self, batch: Batch, dropped: Tensor) -> Tensor:
-        """Text states with zeros for padding and for whole texts that are dropped, as the pipeline pads them."""
-        states = self.text_encoder(batch.ids, attention_mask=batch.mask).last_hidden_state
+        """Text states with zeros for padding and for whole texts that are dropped, as the pipeline pads them.
+
+        Of sound alone they are given: the encoder learns beside pictures, and its gradient is a third of such a step.
+        """
+        with torch.set_grad_enabled(batch.video is not None):
+            states = self.text_encoder(batch.ids, attention_mask=batch.mask).last_hidden_state
         return states * (batch.mask * ~dropped[:, None])[..., None]
 
 
@@ -197,8 +201,11 @@ def noise_levels(size: int, config: dict[str, Any], rng: np.random.Generator) ->
     and where little noise is left neither needs to be: with one level alone isolated streams were predicted as well as
     joint ones, and nothing was in time. Nor was it with levels that were drawn apart, where 1 sample in 20 had a
     picture that shows what a sound of noise should be.
+
+    The config's `time_shift` may be several, which samples have by turns of chance: a high one is for what clips are
+    asked to be, a low one for how it looks and sounds.
     """
-    video = shifted(rng.random(size), config["time_shift"])
+    video = shifted(rng.random(size), rng.choice(np.atleast_1d(config["time_shift"]), size))
     audio = video.copy()
     uneven, seen = rng.random(size) < config["uneven"], rng.random(size) < SEEN_SHARE
     known, noise = rng.random(size), 1 - NOISE_WIDTH * rng.random(size) ** 2

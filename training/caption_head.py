@@ -28,7 +28,7 @@ from transformers import PreTrainedTokenizerFast
 from nava_core.speech import SENTINEL
 from training import captions, captions_people
 from training.middle_heads import label_loss
-from training.picture_labels import CLASS_OF, CLASSES
+from training.picture_labels import CLASS_OF, ClassScores
 from training.shots import Shot, speakers
 from training.sound_labels import UNKNOWN
 from training.speaking import utterance
@@ -175,7 +175,7 @@ class CaptionHead(nn.Module):
         self.queries = nn.Parameter(torch.randn(len(QUESTIONS), dim) * dim**-0.5)
         self.moment_queries = nn.Parameter(torch.randn(len(MOMENTS), dim) * dim**-0.5)
         self.attention = nn.MultiheadAttention(dim, HEADS, batch_first=True)
-        self.classes = nn.Linear(dim, CLASSES)
+        self.classes = ClassScores(dim)
         self.tenths = nn.Linear(dim, TENTHS)
         self.places = nn.Linear(dim, len(PLACES) + 1)
         self.numbers = nn.Linear(dim, TENTHS)

@@ -24,7 +24,7 @@ class MiddleHeads(nn.Module):
         blocks = transformer.transformer_blocks
         dim = transformer.config.num_attention_heads * transformer.config.attention_head_dim
         self.norm = nn.LayerNorm(dim)
-        self.picture, self.sound = nn.Linear(dim, picture_labels.CLASSES), nn.Linear(dim, sound_labels.CLASSES)
+        self.picture, self.sound = picture_labels.ClassScores(dim), nn.Linear(dim, sound_labels.CLASSES)
         self._tokens: list[Tensor] = []
         blocks[len(blocks) // 2].register_forward_hook(lambda _block, _given, output: self._tokens.append(output))
 

@@ -11,23 +11,44 @@ from itertools import product
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from training.backdrops import AMBIENCES, WALLS
 from training.people import HAIR, SKINS
 from training.shots import Shot, heads, points_of_interest
 from training.world import COLOURS, SHAPES
 
-_NAMES = (
+_SINGLE = (
     *(("backdrop", name) for name in (*WALLS, *AMBIENCES)),
     *(("hair", name) for name in HAIR),
     *(("skin", name) for name in SKINS),
     *(("clothes", name) for name in COLOURS),
-    *product(COLOURS, SHAPES),
 )
+_NAMES = (*_SINGLE, *product(COLOURS, SHAPES))
 CLASS_OF = {names: number for number, names in enumerate(_NAMES)}
 CLASSES = len(_NAMES)
 BACKDROPS = len(WALLS) + len(AMBIENCES)  # classes of these come first
+
+
+class ClassScores(nn.Linear):
+    """Scores of the classes (..., CLASSES) of states (..., `dim`); those of a shape are the sum of a score of its
+    colour and one of its form.
+
+    With a score for each pair, those of colour and shape that are kept out of the training were what nothing is ever
+    called: 44% of them were drawn as another shape, of the training's own 6%.
+    """
+
+    def __init__(self, dim: int) -> None:
+        facts = {names: number for number, names in enumerate((*_SINGLE, *COLOURS, *SHAPES))}
+        super().__init__(dim, len(facts))
+        sums = torch.zeros(len(facts), CLASSES)
+        for names, number in CLASS_OF.items():
+            for fact in [names] if names in facts else names:
+                sums[facts[fact], number] = 1.0
+        self.register_buffer("sums", sums, persistent=False)
+
+    def forward(self, states: Tensor) -> Tensor:
+        return super().forward(states) @ self.sums
 
 
 def picture_labels(shot: Shot, frames: int, rows: int, columns: int) -> Tensor:
