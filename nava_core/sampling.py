@@ -19,8 +19,8 @@ def make_scheduler() -> UniPCMultistepScheduler:
     return UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=1.0)
 
 
-def shifted(sigma: Any, shift: float) -> Any:
-    """Noise levels (a number or an array) moved towards 1, as the resolution asks."""
+def shifted(sigma: Any, shift: Any) -> Any:
+    """Noise levels moved towards 1, as the resolution asks; numbers or arrays."""
     return shift * sigma / (1 + (shift - 1) * sigma)
 
 

@@ -38,6 +38,8 @@ class ClassScores(nn.Linear):
     called: 44% of them were drawn as another shape, of the training's own 6%.
     """
 
+    sums: Tensor
+
     def __init__(self, dim: int) -> None:
         facts = {names: number for number, names in enumerate((*_SINGLE, *COLOURS, *SHAPES))}
         super().__init__(dim, len(facts))
