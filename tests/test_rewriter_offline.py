@@ -14,7 +14,7 @@ from nava_core.speech import parse_speech
 from rewriter import make_rewriter
 from rewriter.checks import find_faults, plain_paragraph, strip_thinking
 from rewriter.locking import lock
-from rewriter.offline import composer
+from rewriter.offline import composer, words
 from rewriter.offline.composer import FACTS, compose_caption, understand
 from training import captions, world
 
@@ -60,9 +60,9 @@ def test_every_caption_is_one_that_training_writes() -> None:
         scene = world.sample_scene(rng, "all")
         facts = {fact: getattr(scene, fact) for fact in FACTS}
         usual = LEXICON["usual_contacts"][scene.shape][scene.drop]
-        words = {fact: captions.WORDS[fact][value]["zh"][0] for fact, value in facts.items()}
+        plain = {fact: captions.WORDS[fact][value]["zh"][0] for fact, value in facts.items()}
         prompt = "，".join(
-            f"{words[fact]}背景" if fact == "background" else words[fact] for fact in ("background", *FACTS[:6])
+            f"{plain[fact]}背景" if fact == "background" else plain[fact] for fact in ("background", *FACTS[:6])
         )
         prompt += f"，{world.contacts(scene)[0].time:.1f}秒时落地"
         if len(world.contacts(scene)) == usual:
@@ -102,7 +102,7 @@ def test_nanos_world_is_understood(prompt: str, parts: list[str]) -> None:
     caption, notes = compose_caption(lock(prompt))
     for part in parts:
         assert part in caption
-    assert notes[0] == composer.NOTE_SCENE
+    assert notes[0] == words.NOTE_SCENE
 
 
 @pytest.mark.parametrize(

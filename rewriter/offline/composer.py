@@ -1,36 +1,29 @@
 """A dense caption by lexicon and grammar alone: transparent, deterministic, and no model at all.
 
-A prompt about nava-nano's world (one coloured shape that falls), in English, Chinese or a mixture, becomes a caption of
-the form that nava-nano was trained on; what the prompt leaves open gets the lexicon's plain defaults. Any other prompt
-keeps its own words, in its own language, and gains sentences about camera and sound. The words and forms are in
-`lexicon.json` and `grammar.json`.
+A prompt about nava-nano's world (one coloured shape that falls, or one or two people who speak: `people.py`), in
+English, Chinese or a mixture, becomes a caption of the form that nava-nano was trained on; what the prompt leaves open
+gets the lexicon's plain defaults. Any other prompt keeps its own words, in its own language, and gains sentences about
+camera and sound. The words and forms are in `lexicon.json` and `grammar.json`.
 """
 
 from __future__ import annotations
 
-import json
 import re
 import unicodedata
 from dataclasses import dataclass, field
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 from rewriter.locking import LockedPrompt, clean_gap, join
+from rewriter.offline.people import people_caption, read_people
+from rewriter.offline.words import MOST_UNKNOWN, TIME, both, data, phrase_pattern, singular, telling, unknown_share
 
-NOTE_SCENE = "composed by rule, without a language model"
 NOTE_WORDS = "composed by rule, without a language model: your words are kept as they are and not translated"
-MOST_UNKNOWN = 0.2
-"""Share of a prompt's words that the lexicon may not know while the scene still counts as understood."""
 FACTS = ("shape", "colour", "size", "column", "drop", "release", "background")
 
 EARLIEST, LATEST = 0.3, 1.6
 """When a shape of nava-nano's world first touches the floor, in seconds."""
 
-_FOLDER = Path(__file__).parent
-_TIME = re.compile(r"(?:大?约|在?第)*(?P<seconds>\d+(?:\.\d+)?)\s*(?:秒钟?[时后]?|(?:s|secs?|seconds?)\b)")
-_OTHER_TOKENS = r"[a-z]+(?:['-][a-z]+)*|\d+|[^\W_a-z\d]"
-_CHINESE_CHARACTER = 0.5  # of a word
 _SENTENCE_ENDS = tuple("。！？!?.…；;")
 
 
@@ -51,23 +44,21 @@ class Reading:
     beyond: bool = False
 
     @property
-    def unknown_share(self) -> float:
-        amount = sum(1 if word.isascii() else _CHINESE_CHARACTER for word in self.unknown)
-        return amount / max(1e-9, amount + self.known_words)
-
-    @property
     def is_scene(self) -> bool:
         """Whether the text tells of one thing of nava-nano's world, and of little else."""
         if self.beyond or any(len(values) > 1 for values in self.facts.values()):
             return False
         named = "shape" in self.facts or ("colour" in self.facts and self.falls and not self.unknown)
-        return named and self.unknown_share <= MOST_UNKNOWN
+        return named and unknown_share(self.unknown, self.known_words) <= MOST_UNKNOWN
 
 
 def compose_caption(locked: LockedPrompt) -> tuple[str, tuple[str, ...]]:
     """A caption of a locked prompt, and notes on how it came about."""
+    people = read_people(locked)
+    if people.is_scene:
+        return people_caption(locked, people)
     reading = understand(locked.description)
-    if reading.is_scene:
+    if reading.is_scene and not people.people:
         return _scene_caption(locked, reading)
     return _worded_caption(locked), (NOTE_WORDS,)
 
@@ -79,7 +70,7 @@ def understand(text: str) -> Reading:
     words = pattern.findall(rest)
     tokens = [(word, *_meaning(meanings, word)) for word in words]
     beyond = any(
-        kind == "beyond" and following not in _data("lexicon.json")["times"]  # "three times" counts no things
+        kind == "beyond" and following not in data("lexicon.json")["times"]  # "three times" counts no things
         for (_, kind, _), following in zip(tokens, [*words, ""][1:], strict=True)
     )
     tokens = [token for token in tokens if token[1] != "small word"]
@@ -100,21 +91,21 @@ def understand(text: str) -> Reading:
 
 def _moment(text: str) -> tuple[float | None, str, list[str]]:
     """The one time that `text` names, in seconds, if a fall can end then; the text without times; other times."""
-    found = list(_TIME.finditer(text))
+    found = list(TIME.finditer(text))
     times = {float(match["seconds"]) for match in found}
-    rest = _TIME.sub(" ", text)
+    rest = TIME.sub(" ", text)
     if len(times) == 1 and EARLIEST <= min(times) <= LATEST:
         return min(times), rest, []
     return None, rest, [match[0] for match in found]
 
 
 def _meaning(meanings: dict[str, tuple[str, str]], word: str) -> tuple[str, str]:
-    return meanings.get(word) or meanings.get(word.removesuffix("s")) or ("unknown", "")
+    return meanings.get(singular(meanings, word), ("unknown", ""))
 
 
 def _background_or_colour(word: str, value: str, beside: list[str]) -> tuple[str, str]:
     """A background's colour only counts as one beside "background" or "wall": a dark blue ball is a blue thing."""
-    lexicon = _data("lexicon.json")
+    lexicon = data("lexicon.json")
     if word in lexicon["background_alone"] or not set(beside).isdisjoint(lexicon["background_nouns"]):
         return "background", value
     colour = lexicon["colour_of_things"].get(word)
@@ -122,7 +113,7 @@ def _background_or_colour(word: str, value: str, beside: list[str]) -> tuple[str
 
 
 def _scene_caption(locked: LockedPrompt, reading: Reading) -> tuple[str, tuple[str, ...]]:
-    lexicon, grammar = _data("lexicon.json"), _data("grammar.json")["scene"]
+    lexicon, grammar = data("lexicon.json"), data("grammar.json")["scene"]
     named = {fact: values[0] for fact, values in reading.facts.items()}
     missing = [fact for fact in FACTS if fact not in named]
     facts = {fact: named.get(fact, lexicon["defaults"][fact]) for fact in FACTS}
@@ -146,24 +137,20 @@ def _scene_caption(locked: LockedPrompt, reading: Reading) -> tuple[str, tuple[s
         ),
         camera=grammar["camera"],
     )
-    notes = [NOTE_SCENE]
     chosen = [f"{fact} {facts[fact]}" for fact in missing]
     if reading.moment is None:
         chosen.append(f"landing at {moment:.1f} s")
-    if chosen:
-        notes.append("chosen for you: " + ", ".join(chosen))
-    if reading.unknown:
-        notes.append("left out, since the lexicon does not know them: " + ", ".join(dict.fromkeys(reading.unknown)))
+    notes = telling(", ".join(chosen), reading.unknown)
     if not locked.spans:
-        return join([caption], locked), tuple(notes)
+        return join([caption], locked), notes
     speech = grammar["speech"]
     gaps = [caption + speech["opening"], *[speech["between"]] * (len(locked.spans) - 1), speech["closing"]]
-    return join(gaps, locked), tuple(notes)
+    return join(gaps, locked), notes
 
 
 def _worded_caption(locked: LockedPrompt) -> str:
     """The prompt's own words and speech in their places, then camera and sound where it names none."""
-    grammar = _data("grammar.json")["any"]
+    grammar = data("grammar.json")["any"]
     description = unicodedata.normalize("NFKC", locked.description)
     gaps = [clean_gap(" ".join(gap.splitlines())) for gap in locked.gaps]
     if locked.spans and not any(gap.strip() for gap in gaps):
@@ -204,7 +191,7 @@ def _sound_sentence(grammar: dict[str, Any], description: str, with_speech: bool
 @lru_cache
 def _matcher() -> tuple[re.Pattern[str], dict[str, tuple[str, str]]]:
     """A pattern that cuts a text into the longest known phrases and other words, and what each phrase means."""
-    lexicon = _data("lexicon.json")
+    lexicon = data("lexicon.json")
     meanings: dict[str, tuple[str, str]] = {}
     groups = [(fact, value, names) for fact, values in lexicon["facts"].items() for value, names in values.items()]
     groups += [
@@ -213,19 +200,12 @@ def _matcher() -> tuple[re.Pattern[str], dict[str, tuple[str, str]]]:
             ("falling", "falling"),
             ("known", "thing"),
             ("known", "known"),
+            ("known", "manner"),
             ("small word", "small_words"),
             ("beyond", "beyond"),
         )
     ]
     for kind, value, names in groups:
-        for phrase in (*names["zh"], *names["en"]):
+        for phrase in both(names):
             meanings.setdefault(phrase, (kind, value))
-    ordered = sorted(meanings, key=len, reverse=True)
-    phrases = [rf"\b{re.escape(phrase)}(?:s\b|\b)" if phrase.isascii() else re.escape(phrase) for phrase in ordered]
-    return re.compile("|".join([*phrases, _OTHER_TOKENS])), meanings
-
-
-@lru_cache
-def _data(name: str) -> dict[str, Any]:
-    data: dict[str, Any] = json.loads((_FOLDER / name).read_text(encoding="utf-8"))
-    return data
+    return re.compile(phrase_pattern(meanings)), meanings
