@@ -120,6 +120,7 @@ def test_lines_begin_when_training_s_do() -> None:
         ("一个穿绿色上衣的女人和一个灰发男人，男人说~~hi~~，女人说~~yes~~", ["左侧的女人约1.1", "右侧的男人约0.2"]),
         ("Two women talk: the left woman says ~~hello~~, the right woman ~~go~~", ["右侧的女人约1.1秒时"]),
         ("A black-haired man and a blond woman. The woman says ~~go~~. He says ~~no~~", ["金色长发", "男人约1.1"]),
+        ("a man says ~~go~~ on the right, a lady in red on the left says ~~yes~~", ["左侧的女人约1.1"]),
         ("a man says ~~go~~ at 0.5 s and a woman says ~~yes~~", ["男人约0.5秒时", "女人约1.4秒时"]),
     ],
 )  # fmt: skip

@@ -239,7 +239,8 @@ class _Reader:
         self._words: list[str] = []  # words whose noun has not come
         self._noun = ""
         self._is_another = self._is_addressed = False
-        self._is_new_sentence = True
+        self._awaits_person = True  # at the beginning of a sentence, and after a line's own clause
+        self._has_just_spoken = False
 
     def read(self) -> None:
         while self._at < len(self._tokens):
@@ -263,7 +264,7 @@ class _Reader:
         if look == "backdrop":
             self.found.beyond |= self.found.backdrop not in ("", value)
             self.found.backdrop = value
-        elif self._spoken_of is None or self._is_new_sentence or self._is_person_ahead():
+        elif self._spoken_of is None or self._awaits_person or self._is_person_ahead():
             self.found.beyond |= self._waiting.get(look, value) != value
             self._waiting[look] = value
         else:
@@ -317,8 +318,6 @@ class _Reader:
         if not EARLIEST <= float(value) <= LATEST:
             self.found.unknown.append(word)
             self.found.known_words -= 1
-        elif self._spoken_of is not None and self._tokens[self._at - 1][1] == "line":
-            self._give(self._spoken_of, {"start": value})
         else:
             self._describe("start", value)
 
@@ -357,7 +356,7 @@ class _Reader:
         self._give(self._spoken_of, self._waiting)
         self._waiting = {}
         self._noun = ""
-        self._is_another = self._is_addressed = self._is_new_sentence = False
+        self._is_another = self._is_addressed = self._awaits_person = self._has_just_spoken = False
 
     def _line(self, word: str, value: str) -> None:
         speaker = self._speaker or self._subject
@@ -369,9 +368,11 @@ class _Reader:
         self._lines += 1
         self._spoken_of = self._subject = speaker
         self._speaker = None
+        self._awaits_person, self._has_just_spoken = False, True
 
     def _pause(self, word: str, value: str) -> None:
         self._noun = ""
+        self._awaits_person |= self._has_just_spoken
 
     def _stop(self, word: str, value: str) -> None:
         if self._spoken_of is not None:
@@ -379,4 +380,4 @@ class _Reader:
             self._waiting = {}
         self._noun = ""
         self._is_another = False
-        self._is_new_sentence = True
+        self._awaits_person = True
