@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -18,6 +19,8 @@ from studio_server import form
 from nava_core.conditioning.text import TokenCount
 from nava_core.request import GenerationRequest, Guidance, ModelSpec, RequestError
 from nava_core.speech import parse_speech
+from rewriter.locking import lock
+from rewriter.offline import compose_caption
 from ui import views
 from ui.catalogue import LANGUAGES, Catalogue, entries
 from ui.differences import differences_view
@@ -153,14 +156,32 @@ def test_hints_follow_the_words_that_the_model_lists() -> None:
     assert outside_hint(TEXT, SPEC, " ") == outside_hint(TEXT, ModelSpec("NAVA"), "a cat") == ""
 
 
+def test_nanos_hint_knows_its_own_world_and_says_its_words() -> None:
+    from training.lexicon import WORDS
+
+    defaults = yaml.safe_load((ROOT / "training/configs/nano_defaults_stage2.yaml").read_text(encoding="utf-8"))
+    spec = ModelSpec("nava-nano", hint=defaults["hint"])
+    assert " ".join(WORDS) in spec.hint
+    for inside in ("a red ball rolls", "蓝色方块落下", "A woman says ~~hello~~", "左侧的男人说：~~yes~~"):
+        assert outside_hint(TEXT, spec, inside) == ""
+    for outside in ("a city at night", "雨夜的街道", "a dog in the garden"):
+        assert spec.hint in outside_hint(TEXT, spec, outside)
+
+
 def test_examples_are_whole_and_inside_their_model() -> None:
     from training.captions import known_words as facts_named
+    from training.lexicon import check_words
 
     for model in ("nava-nano", "another"):
-        assert 3 <= len(examples_for(model)) <= 4
+        assert 3 <= len(examples_for(model)) <= 5
         for example in examples_for(model):
             assert set(example.titles) == set(LANGUAGES) and example.prompt
             if example.image:
                 Image.open(example.image).verify()
             if model == "nava-nano":
-                assert {"shape", "colour"} <= facts_named(example.prompt).keys()
+                spans = parse_speech(example.prompt).spans
+                assert all(check_words(span.text) for span in spans)
+                if spans:
+                    assert compose_caption(lock(example.prompt))[0] == example.prompt
+                else:
+                    assert {"shape", "colour"} <= facts_named(example.prompt).keys()
