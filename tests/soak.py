@@ -87,7 +87,7 @@ class Soak:
         if not self._own_memory:
             self.shared_memory = checks.SHARED_MEMORY
         self._shared_before = checks.names_in(self.shared_memory)
-        self._model = prepare(self.folder / "wishes")
+        prepare(self.folder / "wishes")
         try:
             self._start()
             self._phases()
@@ -157,7 +157,7 @@ class Soak:
     # The app
 
     def _start(self) -> None:
-        self._app = AppProcess(self._model, self.output, self.temporary, self.log, self.mark, self._own_memory)
+        self._app = AppProcess(self.output, self.temporary, self.log, self.mark, self._own_memory)
         self._app.wait_until_open()
 
     def _say(self, *commands: Command) -> list[Any]:

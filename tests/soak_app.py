@@ -31,9 +31,9 @@ class AppProcess:
     it. prefix: how its command line begins.
     """
 
-    def __init__(self, model: Path, output: Path, temporary: Path, log: Path, mark: str, prefix: list[str]):
+    def __init__(self, output: Path, temporary: Path, log: Path, mark: str, prefix: list[str]):
         environment = {**os.environ, MARK: mark, "TMPDIR": str(temporary)}
-        arguments = ["--model", str(model), "--output-dir", str(output), "--rewriter", "offline"]
+        arguments = ["--output-dir", str(output), "--rewriter", "offline"]
         with log.open("ab") as stderr:
             self._process = subprocess.Popen(
                 [*prefix, sys.executable, str(CHILD), *arguments],

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -10,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import soundfile
-from conftest import GOLDEN
 from PIL import Image
 
 SHAPES = ({"width": 64, "height": 64}, {"width": 96, "height": 64}, {"width": 128, "height": 128})
@@ -103,11 +101,8 @@ class Mix:
         return Wish({**given, "original_prompt": f"wish {self.drawn}"})
 
 
-def prepare(folder: Path) -> Path:
-    """Write the files that the wishes name, and a nava-nano that hears voices; returns the model's folder.
-
-    nava-nano has no speaker encoder; with the small one of the golden data (random weights) voices can go wrong.
-    """
+def prepare(folder: Path) -> None:
+    """Write the files that the wishes name."""
     folder.mkdir(parents=True)
     noise = np.random.default_rng(0).uniform(-0.3, 0.3, 24_000).astype(np.float32)
     soundfile.write(folder / "voice.wav", noise, 16_000)
@@ -115,18 +110,3 @@ def prepare(folder: Path) -> Path:
     gradient = np.linspace(0, 255, 64 * 64 * 3).reshape(64, 64, 3).astype(np.uint8)
     Image.fromarray(gradient).save(folder / "picture.png")
     (folder / "text.png").write_text("no picture")
-
-    from nava_core.checkpoint import DEFAULT_MODEL
-    from nava_core.models.speaker_encoder import ReDimNetSpeakerEncoder
-
-    model = folder / "nano-with-ears"
-    model.mkdir()
-    for part in DEFAULT_MODEL.iterdir():
-        if part.is_dir():
-            (model / part.name).symlink_to(part)
-    encoder = ReDimNetSpeakerEncoder.from_official(GOLDEN / "official_tiny" / "redimnet_tiny.pt")
-    encoder.save_pretrained(model / "speaker_encoder")
-    index = json.loads((DEFAULT_MODEL / "model_index.json").read_text())
-    index["speaker_encoder"] = [ReDimNetSpeakerEncoder.__module__, ReDimNetSpeakerEncoder.__name__]
-    (model / "model_index.json").write_text(json.dumps(index))
-    return model
