@@ -148,6 +148,8 @@ def test_people_are_understood(prompt: str, parts: list[str]) -> None:
         "a man says ~~go~~ at 1.5 s and a woman says ~~yes~~",
         "A woman says ~~The sea gives, and the sea takes away.~~",
         "A man says ~~hello~~ in the rain",
+        "A woman with long red hair in a blue shirt on the left of a café says ~~hello~~",
+        "一个留着黑色短发、穿红色上衣的男人站在街上说：~~hello~~",
         "A tall man in a suit says ~~hello~~",
         "一个女人在厨房里说：~~你好~~",
         "A man and a woman sit in a café. The man says ~~hello~~, the woman laughs ~~no~~",

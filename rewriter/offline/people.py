@@ -91,8 +91,10 @@ def read_people(locked: LockedPrompt) -> PeopleReading:
     text = _LINE.join(gap.replace(_LINE, " ") for gap in locked.gaps)
     reader = _Reader(_tokens(unicodedata.normalize("NFKC", text).casefold()))
     reader.read()
-    if any(word_count(_LINE_WORDS.findall(span.text.casefold())) > LONGEST_LINE for span in locked.spans):
-        reader.found.beyond = True
+    too_long = any(word_count(_LINE_WORDS.findall(span.text.casefold())) > LONGEST_LINE for span in locked.spans)
+    scenery = data("grammar.json")["any"]["sound"]["topics"]
+    has_scenery = any(re.search(words, locked.description, re.IGNORECASE) for words in scenery)
+    reader.found.beyond |= too_long or has_scenery
     return reader.found
 
 
