@@ -1,6 +1,7 @@
 #!/bin/sh
-# nava-nano's stages 2 and 3, from the committed stage 1 to an evaluated folder. Run again, it goes on where it stopped.
-#   scripts/train_stage2.sh [runs]      PYTHON, WORKERS, RANKS, CLIPS and RECOGNISER may be set
+# nava-nano's stages 2 and 3, from a model to go on from to an evaluated folder. Run again, it goes on where it stopped.
+#   scripts/train_stage2.sh [runs]      PYTHON, START, WORKERS, RANKS, CLIPS and RECOGNISER may be set
+# START is a folder with `transformer` and `text_encoder` (assets/nava-nano). The shipped stage 2 began from stage 1.
 # `python -m training.watch --run runs/backbone_joint --every 20` beside it draws curves and sample sheets.
 # It needs training/weights/{tokenizer,audio_vae,vocoder}, better also speaker_encoder (training.tokenizer, training.audio_vae,
 # training.vocoder, training.speaker_encoder), and the voices' packages (training/voice_sources.py).
@@ -42,7 +43,7 @@ cached() {
 # The text encoder reads captions before that.
 [ -e "$runs/voices/voices.npz" ] || "$python" -m training.voices --config training/configs/voices.yaml --out "$runs/voices"
 cached sound_few
-backbone --sound_latents "$runs/sound_few" --sound_share 1 --weights assets/nava-nano --out "$runs/backbone_few" --minutes 12
+backbone --sound_latents "$runs/sound_few" --sound_share 1 --weights "${START:-assets/nava-nano}" --out "$runs/backbone_few" --minutes 12
 # Then all voices and the pictures at once.
 cached sound_stage2
 cached latents_stage2
