@@ -9,6 +9,7 @@ trainers leave them.
 from __future__ import annotations
 
 import argparse
+import json
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,10 @@ def assemble(backbone: Path, parts: Path, out: Path, defaults: dict[str, Any]) -
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent) as folder:
         pipeline.save_pretrained(folder)
+        for path in Path(folder).rglob("config.json"):  # where a part was read from says nothing to others
+            known = json.loads(path.read_text(encoding="utf-8"))
+            known.pop("_name_or_path", None)
+            path.write_text(json.dumps(known, indent=2) + "\n", encoding="utf-8")
         for path in sorted(Path(folder).rglob("*")):
             if path.is_file():
                 target = out / path.relative_to(folder)

@@ -1,7 +1,8 @@
 """Train nava-nano's backbone and its text encoder on cached latents, by flow matching.
 
     python -m training.backbone --config training/configs/backbone_stage2.yaml --latents runs/latents_stage2 \\
-        --model training/weights --weights assets/nava-nano --out runs/backbone_stage2 --resume
+        --model training/weights --weights assets/nava-nano --heads training/weights/heads.safetensors \\
+        --out runs/backbone_stage2 --resume
 
 With --sound_latents some batches are sound without a picture, as the config's `sound_alone` says, and with
 --sound_share 1 all are: the paper's order, sound first and then both.
@@ -126,10 +127,9 @@ class NanoModel(nn.Module):
                 for pair, strength in IN_TIME.items():
                     layer.bias[rows][2 * pair] = strength * spread
 
-    def load_heads(self, folder: Path) -> bool:
-        """Take the heads that are kept with weights until a model is shipped; whether all of today's were there."""
-        heads = load_file(folder / HEADS_FILE) if (folder / HEADS_FILE).exists() else {}
-        missing, _ = self.load_state_dict(heads, strict=False)
+    def load_heads(self, path: Path) -> bool:
+        """Take the heads in the file `path`, which a shipped model is without; whether all of today's were there."""
+        missing, _ = self.load_state_dict(load_file(path), strict=False)
         return not any(name.startswith(HEADS) for name in missing)
 
     def caption_loss(self, captions: Captions) -> Tensor:
@@ -364,13 +364,14 @@ def train(
     start: Path | None = None,
     bank: VoiceBank | None = None,
     sound_latents: Path | None = None,
+    heads: Path | None = None,
 ) -> None:
     """Train until the config's minutes are over; the averaged weights are saved beside the checkpoint.
 
-    start: a folder with `transformer` and `text_encoder` to go on from with fresh optimisers, such as nava-nano itself;
-    one with the heads of now has read its captions.
-    bank: of the voices in the latents; without it nothing is asked about their words. sound_latents: a folder of sound
-    alone, for the share of batches that the config's `sound_alone` has.
+    start: a folder with `transformer` and `text_encoder` to go on from with fresh optimisers, such as nava-nano itself.
+    heads: the file of the heads that were trained with it, if not in that folder; with those of now it has read its
+    captions. bank: of the voices in the latents; without it nothing is asked about their words. sound_latents: a folder
+    of sound alone, for the share of batches that the config's `sound_alone` has.
     """
     ranks = common.Ranks()
     torch.set_num_threads(config["threads"])
@@ -382,11 +383,12 @@ def train(
     sources = _sources(latents, sound_latents, config, tokenizer, bank)
     captions = WorldCaptions(tokenizer, config["transformer"]["text_len"], config["kinds"], bank)
     model = NanoModel(config, len(tokenizer)).train()
-    has_read = False
     if start is not None:
         model.load(start, tokenizer)
-        has_read = model.load_heads(start)
-    if start is None or not (start / HEADS_FILE).exists():  # kept weights have heads, and have begun so
+        if heads is None and (start / HEADS_FILE).exists():
+            heads = start / HEADS_FILE
+    has_read = heads is not None and model.load_heads(heads)
+    if heads is None:  # weights whose heads are kept have begun so
         model.attend_in_time()
     checkpoint = common.load_checkpoint(out) if resume else None
     if checkpoint is None and config["reading_minutes"] and not has_read:
@@ -466,6 +468,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, help="instead of the config's")
     parser.add_argument("--batch_size", type=int, help="instead of the config's, of clips with a picture")
     parser.add_argument("--weights", type=Path, help="a trained model's folder to go on from, with fresh optimisers")
+    parser.add_argument("--heads", type=Path, help="the heads that were trained with --weights, if not in that folder")
     parser.add_argument("--voices", type=Path, help="the latents' voices, to ask for the words (training.voices)")
     parser.add_argument("--resume", action="store_true")
     arguments = parser.parse_args()
@@ -480,7 +483,7 @@ def main() -> None:
     bank = VoiceBank.load(arguments.voices) if arguments.voices else None
     train(
         config, arguments.latents, arguments.model, arguments.out, arguments.resume, arguments.weights, bank,
-        arguments.sound_latents,
+        arguments.sound_latents, arguments.heads,
     )  # fmt: skip
 
 

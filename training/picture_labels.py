@@ -34,8 +34,8 @@ class ClassScores(nn.Linear):
     """Scores of the classes (..., CLASSES) of states (..., `dim`); those of a shape are the sum of a score of its
     colour and one of its form.
 
-    With a score for each pair, those of colour and shape that are kept out of the training were what nothing is ever
-    called: 44% of them were drawn as another shape, of the training's own 6%.
+    With a score for each pair, those of colour and shape that are kept out of the training would be what nothing is
+    ever called, and the layers would be taught to see something else in them.
     """
 
     sums: Tensor
