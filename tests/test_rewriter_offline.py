@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from composed import FirstWording, assert_understood, caption_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -14,25 +15,11 @@ from nava_core.speech import parse_speech
 from rewriter import make_rewriter
 from rewriter.checks import find_faults, plain_paragraph, strip_thinking
 from rewriter.locking import lock
-from rewriter.offline import composer, words
+from rewriter.offline import composer
 from rewriter.offline.composer import FACTS, compose_caption, understand
 from training import captions, world
 
 LEXICON = json.loads((Path(composer.__file__).with_name("lexicon.json")).read_text(encoding="utf-8"))
-
-
-class FirstWording:
-    """A random generator that always draws the first: training's plainest caption of a scene."""
-
-    def random(self) -> float:
-        return 0.0
-
-    def integers(self, high: int) -> int:
-        return 0
-
-
-def caption_of(prompt: str) -> str:
-    return compose_caption(lock(prompt))[0]
 
 
 def test_the_lexicon_has_all_words_of_training() -> None:
@@ -99,10 +86,7 @@ def test_all_training_captions_are_understood() -> None:
     ],
 )
 def test_nanos_world_is_understood(prompt: str, parts: list[str]) -> None:
-    caption, notes = compose_caption(lock(prompt))
-    for part in parts:
-        assert part in caption
-    assert notes[0] == words.NOTE_SCENE
+    assert_understood(prompt, parts)
 
 
 @pytest.mark.parametrize(

@@ -9,12 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from composed import FirstWording, assert_understood, caption_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nava_core.speech import parse_speech
 from rewriter.locking import lock
-from rewriter.offline import composer, people, words
+from rewriter.offline import composer, people
 from rewriter.offline.composer import compose_caption
 from rewriter.offline.people import LOOKS, read_people
 from training import captions_people, lexicon, speaking
@@ -22,16 +23,6 @@ from training.backdrops import WALLS
 from training.shots import SECONDS, Shot, sample_shot, speakers
 
 STARTS = {1: (people.LONE_START,), 2: (people.FIRST_START, people.FIRST_START + people.PAUSE)}
-
-
-class FirstWording:
-    """A random generator that always draws the first: training's plainest caption of a shot."""
-
-    def random(self) -> float:
-        return 0.0
-
-    def integers(self, high: int) -> int:
-        return 0
 
 
 def spoken_shots(count: int, seed: int = 0) -> Iterator[Shot]:
@@ -48,10 +39,6 @@ def spoken_shots(count: int, seed: int = 0) -> Iterator[Shot]:
                 for person, line, start in zip(shot.people, said, starts, strict=True)
             ),
         )
-
-
-def caption_of(prompt: str) -> str:
-    return compose_caption(lock(prompt))[0]
 
 
 def test_every_caption_is_one_that_training_writes() -> None:
@@ -125,10 +112,7 @@ def test_lines_begin_when_training_s_do() -> None:
     ],
 )  # fmt: skip
 def test_people_are_understood(prompt: str, parts: list[str]) -> None:
-    caption, notes = compose_caption(lock(prompt))
-    for part in parts:
-        assert part in caption
-    assert notes[0] == words.NOTE_SCENE
+    assert_understood(prompt, parts)
 
 
 @pytest.mark.parametrize(
