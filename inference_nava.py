@@ -172,6 +172,13 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
         default="auto",
         help="whether to guide picture and sound towards each other at all; auto (default): as the model says",
     )
+    scales.add_argument(
+        "--timbre_apart",
+        choices=("auto", "on", "off"),
+        default="auto",
+        help="whether the voice references are followed by their own scale alone and not by those of the sound's other "
+        "axes; auto (default): as the model says",
+    )
     add_shortcut_flags(parser)
     return parser.parse_args(argv)
 
@@ -270,8 +277,8 @@ def make_guidance(args: argparse.Namespace, default: Guidance) -> Guidance:
         scales["timbre"] = 0.0
     elif args.timbre_cfg and not scales.get("timbre", default.timbre):
         scales["timbre"] = Guidance().timbre
-    align = default.align if args.align_3d_cfg == "auto" else args.align_3d_cfg == "on"
-    return replace(default, align=align, **scales)
+    switches = {"align": args.align_3d_cfg, "timbre_apart": args.timbre_apart}
+    return replace(default, **scales, **{name: value == "on" for name, value in switches.items() if value != "auto"})
 
 
 def run_batch(

@@ -42,6 +42,7 @@ GUIDANCE_NAMES = {
     "audio_align": "audio_align_guidance_scale",
     "timbre": "timbre_align_guidance_scale",
     "align": "align_3d_cfg",
+    "timbre_apart": "timbre_apart",
 }
 PLAIN_DEFAULTS = (
     "name",

@@ -115,7 +115,15 @@ def _video_weights(guidance: Guidance) -> dict[Pass, float]:
 
 
 def _audio_weights(guidance: Guidance, has_references: bool) -> dict[Pass, float]:
-    timbre = guidance.timbre if has_references else 0.0
+    weights = _published_audio_weights(guidance, guidance.timbre if has_references else 0.0)
+    if guidance.timbre_apart and has_references:
+        own = 1.0 + guidance.timbre
+        beyond = weights[Pass.CONDITIONAL] - own
+        weights |= {Pass.CONDITIONAL: own, Pass.TEXT: weights.get(Pass.TEXT, 0.0) + beyond}
+    return weights
+
+
+def _published_audio_weights(guidance: Guidance, timbre: float) -> dict[Pass, float]:
     if not guidance.align and timbre == 0.0:
         return {Pass.CONDITIONAL: guidance.audio, Pass.NEGATIVE: 1.0 - guidance.audio}
     align = guidance.audio_align if guidance.align else 0.0

@@ -184,5 +184,6 @@ def form(**changes: Any) -> Form:
         "audio_align": 4.0,
         "timbre": 5.0,
         "align": False,
+        "timbre_apart": True,
     }
     return Form(**values | DEFAULTS | {"assignments": None} | changes)

@@ -253,6 +253,23 @@ def test_voices_go_where_their_spans_are_in_the_order_of_speaking(latents: Path)
     assert falling.speaker_positions == [(), ()]
 
 
+def test_batches_of_larger_clips_hold_fewer_and_ranks_draw_one_shape(latents: Path, tmp_path: Path) -> None:
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(WEIGHTS / "tokenizer")
+    wide = tmp_path / "wide"
+    shutil.copytree(latents, wide)
+    tensors = load_file(wide / "shard_00000.safetensors")
+    video, audio = tensors["video"], tensors["audio"]
+    wider = {"video": video.repeat(1, 1, 1, 2, 2), "audio": audio.repeat(1, 4, 1)}
+    save_file(wider, wide / "shard_00000.safetensors")
+    clips = CachedClips([latents, wide], tokenizer, 128, {"fall": 1.0, "talk": 1.0})
+    seen = set()
+    for seed in range(12):
+        drawn = [clips.draw(np.random.default_rng(rank), 8, 0.0, np.random.default_rng(seed)) for rank in range(2)]
+        assert drawn[0].audio.shape == drawn[1].audio.shape
+        seen.add(drawn[0].audio.shape[:2])
+    assert seen == {(8, 10), (2, 40)}
+
+
 def test_kinds_are_drawn_in_their_shares_and_voices_left_out(config: dict[str, Any], latents: Path) -> None:
     tokenizer = PreTrainedTokenizerFast.from_pretrained(WEIGHTS / "tokenizer")
     rng = np.random.default_rng(0)

@@ -8,8 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
+from training.canvas import CAMERAS
 from training.caption_head import (
     MOMENTS,
     QUESTIONS,
@@ -17,6 +20,7 @@ from training.caption_head import (
     CaptionHead,
     Captions,
     answers,
+    camera_move,
     digits_of_pieces,
     last_named,
     moments,
@@ -80,6 +84,14 @@ def test_moments_are_asked_where_they_are_said() -> None:
         assert set(moments(shot, silent).tolist()) == {UNKNOWN}
 
 
+@given(st.integers(0, 2**16))
+def test_the_camera_is_asked_where_the_caption_says_it(seed: int) -> None:
+    shot = sample_shot(np.random.default_rng(seed), "tour")
+    move = CAMERAS.index(shot.camera)
+    assert camera_move(shot, shot_caption(shot, np.random.default_rng(seed), "dense")) == move
+    assert camera_move(shot, "一个红色的球") == UNKNOWN
+
+
 def test_the_head_reads_what_the_states_hold_and_no_padding() -> None:
     torch.manual_seed(0)
     head = CaptionHead(16)
@@ -94,7 +106,9 @@ def test_the_head_reads_what_the_states_hold_and_no_padding() -> None:
     states[:, 1, 4:8] = 3 * torch.nn.functional.one_hot(times[:, 0], 4)
     numbers = torch.stack([torch.full_like(times[:, 0], UNKNOWN), *times[:, :2].T], dim=1)
     numbers[:, 2] = UNKNOWN
-    asked = Captions(torch.zeros(64, 3), torch.tensor([1, 1, 0]).expand(64, 3), said, times, places, numbers)
+    cameras = torch.randint(0, len(CAMERAS), (64,))
+    states[:, 1, 8:13] = 3 * torch.nn.functional.one_hot(cameras, len(CAMERAS))
+    asked = Captions(torch.zeros(64, 3), torch.tensor([1, 1, 0]).expand(64, 3), said, times, cameras, places, numbers)
     first = head.loss(states, asked)
     for _ in range(60):
         optimizer.zero_grad()

@@ -500,7 +500,7 @@ def test_what_todays_model_cannot_do_is_said_and_the_rest_restored(clips: dict[s
         "Seed: seed is -1",
         "guidance video is 99",
         "warmth",
-        "“yes” cannot be used",
+        "guidance align is 'yes'",
         "Negative prompt",
         "Make: modality is 'smell'",
     ):

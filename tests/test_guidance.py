@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given
@@ -39,12 +41,28 @@ def test_without_alignment(video: float, audio: float, references: bool) -> None
     torch.testing.assert_close(combine(plan.audio, p), expected, rtol=1e-4, atol=1e-4)
 
 
+@given(scales, scales, scales, st.booleans())
+def test_voices_apart(audio: float, audio_align: float, timbre: float, align: bool) -> None:
+    guidance = Guidance(1.0, audio, 1.0, audio_align, timbre, align, timbre_apart=True)
+    p = predictions()
+    plain = audio - 1 if not align and timbre == 0 else audio  # the classical scale counts from 0
+    expected = p[C] + plain * (p[S] - p[N]) + timbre * (p[C] - p[S])
+    if align:
+        expected = expected + audio_align * (p[S] - p[M])
+    plan = plan_guidance(guidance, "audio_video", True)
+    torch.testing.assert_close(combine(plan.audio, p), expected, rtol=1e-4, atol=1e-4)
+    published = replace(guidance, timbre_apart=False)
+    assert plan_guidance(guidance, "audio_video", False) == plan_guidance(published, "audio_video", False)
+
+
 @pytest.mark.parametrize(
     ("guidance", "modality", "references", "passes"),
     [
         (Guidance(), "audio_video", False, (C, N, M)),
         (Guidance(), "audio_video", True, (C, N, M, S)),
         (Guidance(timbre=0), "audio_video", True, (C, N, M)),
+        (Guidance(timbre=0, timbre_apart=True), "audio_video", True, (C, N, M, S)),
+        (Guidance(timbre=0, timbre_apart=True), "audio_video", False, (C, N, M)),
         (Guidance(video=0, audio=0), "audio_video", False, (C, M)),
         (Guidance(align=False), "audio_video", False, (C, N)),
         (Guidance(video=1, audio=1, align=False), "audio_video", False, (C,)),
@@ -65,6 +83,12 @@ def test_masked_pass_carries_only_the_stream_that_asks() -> None:
     plan = plan_guidance(Guidance(video_align=0.0), "audio_video", False)
     assert plan.streams(M) == (False, True)
     assert plan.streams(C) == (True, True)
+
+
+@pytest.mark.parametrize("switch", ["align", "timbre_apart"])
+def test_switches_are_true_or_false(switch: str) -> None:
+    with pytest.raises(RequestError, match=f"guidance {switch} is 'yes'; give true or false"):
+        Guidance(**{switch: "yes"})  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("scale", [-1, 31, float("nan"), "3", True])

@@ -162,6 +162,9 @@ def test_guidance_flags_over_the_models_own() -> None:
     assert make(arguments("--align_3d_cfg", "on"), Guidance(align=False)).align
     assert not make(arguments(), Guidance(align=False)).align
     assert make(arguments(), Guidance(timbre=0.0)).timbre == 0.0
+    assert make(arguments("--timbre_apart", "on"), model).timbre_apart
+    assert not make(arguments("--timbre_apart", "off"), Guidance(timbre_apart=True)).timbre_apart
+    assert make(arguments(), Guidance(timbre_apart=True)).timbre_apart
 
 
 @pytest.mark.parametrize(

@@ -100,11 +100,12 @@ def test_the_heads_teach_the_layers_before_them_and_no_others() -> None:
     clip = torch.randn(2, 4, 2, 4, 4), torch.randn(2, 10, 4), torch.tensor([500.0]), torch.randn(2, 8, 8)
     sound = torch.randint(0, sound_labels.CLASSES, (2, 10))
     sound[1] = sound_labels.UNKNOWN
+    still = torch.zeros(2, dtype=torch.long)
     for loss in range(2):
         model.zero_grad()
         model(*clip)
-        heads.losses(torch.randint(0, CLASSES, (2, 8)), sound)[loss].backward()
+        heads.losses(torch.randint(0, CLASSES, (2, 8)), still, sound)[loss].backward()
         taught = [any(value.grad is not None for value in block.parameters()) for block in model.transformer_blocks]
         assert taught == [True, True, True, False]
     model(*clip)
-    assert heads.losses(None, torch.full((2, 10), sound_labels.UNKNOWN)) == (0, 0)
+    assert heads.losses(None, still, torch.full((2, 10), sound_labels.UNKNOWN)) == (0, 0)

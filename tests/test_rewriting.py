@@ -270,7 +270,8 @@ def service(engine: QueueEngine, desk: RewriteDesk) -> Service:
 
 def values_of(page: Page, prompt: str, **changes: Any) -> list[Any]:
     values = {"prompt": prompt, "negative_prompt": "", "image": None, "modality": "audio", "size": "96x64"}
-    values |= {"seconds": 0.5, "steps": 2, "seed": "5", "random_seed": False, "variations": 1, "align": True}
+    values |= {"seconds": 0.5, "steps": 2, "seed": "5", "random_seed": False, "variations": 1}
+    values |= {"align": True, "timbre_apart": False}
     values |= {"video": 1.0, "audio": 1.0, "video_align": 1.0, "audio_align": 1.0, "timbre": 1.0} | DEFAULTS | changes
     return [*(values[name] for name in page.form), None]
 

@@ -251,8 +251,9 @@ def flow_loss(model: NanoModel, batch: Batch, config: dict[str, Any], rng: np.ra
             frames, height, width = error.shape[2:]
             error = error * thing_weights(batch.picture_labels, frames, height, width, config["thing_weight"])
         video_loss = error[:, :, start:].mean()
+    heads = model.middle_heads.losses(batch.picture_labels, batch.cameras, batch.labels)
     audio_loss = F.mse_loss(output.audio_sample.float(), audio_noise - batch.audio)
-    return Losses(video_loss, audio_loss, *model.middle_heads.losses(batch.picture_labels, batch.labels))
+    return Losses(video_loss, audio_loss, *heads)
 
 
 class Optimizers:
@@ -402,7 +403,7 @@ def train(
     clock = common.RunClock(minutes=config["minutes"], spent=spent)
     log = common.MetricsLog(out / "metrics.jsonl")
     rng = np.random.default_rng([config["seed"], step, ranks.index])
-    # All ranks' batches of a step are of one source, and so take the same time.
+    # All ranks' batches of a step are of one source and of one shape, and so take the same time.
     turns = np.random.default_rng([config["seed"], step])
     torch.manual_seed(int(rng.integers(2**31)))
     counts = " and ".join(str(len(source.clips)) for source in sources)
@@ -411,7 +412,7 @@ def train(
     saved = clock.spent
     while (progress := ranks.progress(clock, step)) < 1:
         source = sources[turns.choice(len(sources), p=[source.share for source in sources])]
-        batch = source.clips.draw(rng, source.config["batch_size"], source.config["empty_prompt"])
+        batch = source.clips.draw(rng, source.config["batch_size"], source.config["empty_prompt"], turns)
         found = flow_loss(model, batch, source.config, rng)
         total = found.total(config)
         if config["captions"]:

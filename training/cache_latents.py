@@ -55,22 +55,27 @@ class Bucket:
     size: str
     clips: int
     seconds: float = shots.SECONDS
+    tinted: bool = False
 
     @classmethod
     def from_config(cls, name: str, clips: int) -> Bucket:
-        """Of "kind/size", or "kind/size/seconds"."""
+        """Of "kind/size", or "kind/size/seconds"; after either "tinted" may follow (`shots.tint`)."""
         kind, size, *rest = name.split("/")
-        return cls(kind, size, clips, *map(float, rest))
+        tinted = rest[-1:] == ["tinted"]
+        seconds = float(rest[0]) if len(rest) > tinted else shots.SECONDS
+        return cls(kind, size, clips, seconds, tinted)
 
     @property
     def name(self) -> tuple[str, ...]:
-        """Kind, size and, where it is another than all clips once had, the length."""
-        return (self.kind, self.size, *([f"{self.seconds:g}"] if self.seconds != shots.SECONDS else []))
+        """Kind, size, the length where it is another than all clips once had, and whether they are tinted."""
+        length = [f"{self.seconds:g}"] if self.seconds != shots.SECONDS else []
+        return (self.kind, self.size, *length, *(["tinted"] if self.tinted else []))
 
     def draw(self, number: int, split: str) -> tuple[Shot, np.random.Generator]:
         """Shot `number`, silent yet, and the generator for the rest of it."""
         rng = np.random.default_rng([number, *" ".join((*self.name, split)).encode()])
-        return shots.sample_shot(rng, self.kind, split, self.size, self.seconds), rng
+        shot = shots.sample_shot(rng, self.kind, split, self.size, self.seconds)
+        return (shots.tint(shot, rng) if self.tinted else shot), rng
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,7 @@ from transformers import PreTrainedTokenizerFast
 
 from nava_core.speech import SENTINEL
 from training import captions, captions_people
+from training.canvas import CAMERAS
 from training.middle_heads import label_loss
 from training.picture_labels import CLASS_OF, ClassScores
 from training.shots import Shot, speakers
@@ -53,14 +54,16 @@ WORDS = captions.WORDS | captions_people.WORDS
 
 class Captions(NamedTuple):
     """Token ids and mask (captions, tokens), the answers (captions, questions), the tenths of a second of MOMENTS
-    (captions, moments), and for each token (captions, tokens) the place that was named last, 0 for none and then as in
-    PLACES, and the tenths of a second of the number that ends with it, or at which it is spoken.
+    (captions, moments), the number in CAMERAS (captions,), and for each token (captions, tokens) the place that was
+    named last, 0 for none and then as in PLACES, and the tenths of a second of the number that ends with it, or at
+    which it is spoken.
     """
 
     ids: Tensor
     mask: Tensor
     answers: Tensor
     moments: Tensor
+    cameras: Tensor
     places: Tensor
     numbers: Tensor
 
@@ -89,6 +92,12 @@ def moments(shot: Shot, caption: str) -> Tensor:
     said = _named_moments(caption)
     tenths = {name: f"{moment:.1f}" for name, moment in found.items()}
     return torch.tensor([round(10 * float(tenths[name])) if tenths.get(name) in said else UNKNOWN for name in MOMENTS])
+
+
+def camera_move(shot: Shot, caption: str) -> Tensor:
+    """The number in CAMERAS of what the camera does, (); UNKNOWN where `caption` does not say it."""
+    said = _says(caption.lower(), "camera", shot.camera)
+    return torch.tensor(CAMERAS.index(shot.camera) if said else UNKNOWN)
 
 
 def _named_moments(caption: str) -> set[str]:
@@ -166,30 +175,35 @@ def word_moments(pieces: Sequence[str], shot: Shot, caption: str, bank: VoiceBan
 
 
 class CaptionHead(nn.Module):
-    """A query for each question and moment that attends to the text's states (captions, tokens, `dim`), and names a
-    class or a tenth of a second; and linear layers that name the last place and a moment's tenths at each token.
+    """A query for each question and moment and for the camera that attends to the text's states (captions, tokens,
+    `dim`), and names a class, a tenth of a second or a move; and linear layers that name the last place and a moment's
+    tenths at each token.
     """
 
     def __init__(self, dim: int) -> None:
         super().__init__()
         self.queries = nn.Parameter(torch.randn(len(QUESTIONS), dim) * dim**-0.5)
         self.moment_queries = nn.Parameter(torch.randn(len(MOMENTS), dim) * dim**-0.5)
+        self.camera_query = nn.Parameter(torch.randn(1, dim) * dim**-0.5)
         self.attention = nn.MultiheadAttention(dim, HEADS, batch_first=True)
         self.classes = ClassScores(dim)
         self.tenths = nn.Linear(dim, TENTHS)
+        self.moves = nn.Linear(dim, len(CAMERAS))
         self.places = nn.Linear(dim, len(PLACES) + 1)
         self.numbers = nn.Linear(dim, TENTHS)
 
     def loss(self, states: Tensor, asked: Captions) -> Tensor:
-        """Cross entropy of the answers, the moments, the places, where there is text, and the numbers, from the states
-        of its ids.
+        """Cross entropy of the answers, the moments, the camera's moves, the places, where there is text, and the
+        numbers, from the states of its ids.
         """
-        queries = torch.cat([self.queries, self.moment_queries]).expand(len(states), -1, -1)
+        asking: list[Tensor] = [self.queries, self.moment_queries, self.camera_query]
+        queries = torch.cat(asking).expand(len(states), -1, -1)
         read, _ = self.attention(queries, states, states, key_padding_mask=asked.mask == 0, need_weights=False)
-        looks, times = read.split([len(self.queries), len(self.moment_queries)], dim=1)
+        looks, times, move = read.split([len(part) for part in asking], dim=1)
         return (
             label_loss(self.classes(looks), asked.answers)
             + label_loss(self.tenths(times), asked.moments)
+            + label_loss(self.moves(move), asked.cameras[:, None])
             + label_loss(self.places(states), asked.places.masked_fill(asked.mask == 0, UNKNOWN))
             + label_loss(self.numbers(states), asked.numbers)
         )

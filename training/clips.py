@@ -15,9 +15,11 @@ from transformers import PreTrainedTokenizerFast
 
 from nava_core.conditioning.text import PromptTokens, tokenise_prompt
 from training.cache_latents import read_cache, read_shards
+from training.canvas import CAMERAS
 from training.caption_head import (
     Captions,
     answers,
+    camera_move,
     digits_of_pieces,
     last_named,
     moments,
@@ -27,7 +29,7 @@ from training.caption_head import (
 )
 from training.captions_people import shot_caption
 from training.picture_labels import picture_labels
-from training.shots import Shot, sample_shot, speakers
+from training.shots import LENGTHS, OPEN_KINDS, SECONDS, Shot, sample_shot, speakers
 from training.sound_labels import UNKNOWN, sound_labels
 from training.speaking import give_voices
 from training.voices import VoiceBank
@@ -42,7 +44,7 @@ class Batch:
     video: None where the cache holds sound alone.
     speakers: (batch, most speakers, 192), in the order of the text's speech spans; speaker_positions: for each sample
     the text rows that they take, none where the cache holds no voices. labels: (batch, tokens), see `sound_labels`;
-    picture_labels: (batch, video tokens), see there, None without a video.
+    picture_labels: (batch, video tokens), see there, None without a video. cameras: (batch,), numbers in CAMERAS.
     """
 
     video: Tensor | None
@@ -53,6 +55,7 @@ class Batch:
     speaker_positions: list[tuple[int, ...]]
     labels: Tensor
     picture_labels: Tensor | None
+    cameras: Tensor
 
 
 @dataclass
@@ -64,13 +67,19 @@ class _Group:
     joined: dict[str, Tensor] = field(default_factory=dict)
     chances: np.ndarray = field(default_factory=lambda: np.zeros(0))
 
+    @property
+    def tokens(self) -> int:
+        """What one clip costs: its video tokens and its audio tokens."""
+        video = self.joined["video"][0, 0].numel() // PATCH**2 if "video" in self.joined else 0
+        return video + self.joined["audio"].shape[1]
+
 
 class CachedClips:
     """All cached clips of some folders in memory; captions are drawn anew each time a clip comes up.
 
-    kinds: how often a clip of each kind of shot is drawn, relative to one another, however many the cache holds; kinds
-    that are not named are not drawn. bank: of the voices that speak in them, where it is to be known when which word is
-    said.
+    kinds: the share of the batches that clips of each kind of shot have, relative to one another, however many the
+    cache holds; kinds that are not named are not drawn. Batches of larger clips hold fewer, so that all take as long.
+    bank: of the voices that speak in them, where it is to be known when which word is said.
     """
 
     def __init__(
@@ -118,8 +127,14 @@ class CachedClips:
             group.chances = np.array([self.kinds[shot.kind] / counts[shot.kind] for shot in group.shots])
         self.groups = list(groups.values())
 
-    def draw(self, rng: np.random.Generator, batch_size: int, empty_prompt: float) -> Batch:
-        group, index = self._choose(rng, batch_size)
+    def draw(
+        self, rng: np.random.Generator, batch_size: int, empty_prompt: float, turns: np.random.Generator | None = None
+    ) -> Batch:
+        """`batch_size` clips of the smallest shape, or fewer of a larger one.
+
+        turns: draws the shape; processes that share its seed draw clips of one shape.
+        """
+        group, index = self._choose(rng, batch_size, turns or rng)
         tensors = {name: value[index].float() for name, value in group.joined.items()}
         drawn = [group.shots[number] for number in index]
         tokens = [
@@ -139,12 +154,14 @@ class CachedClips:
             frames, height, width = video.shape[2:]
             grid = frames, height // PATCH, width // PATCH
             seen = torch.stack([picture_labels(shot, *grid) for shot in drawn])
-        return Batch(video, audio, ids, mask, voices, rows, labels, seen)
+        cameras = torch.tensor([CAMERAS.index(shot.camera) for shot in drawn])
+        return Batch(video, audio, ids, mask, voices, rows, labels, seen, cameras)
 
-    def _choose(self, rng: np.random.Generator, count: int) -> tuple[_Group, Tensor]:
+    def _choose(self, rng: np.random.Generator, most: int, turns: np.random.Generator) -> tuple[_Group, Tensor]:
         """Clips of one shape: their group, and their numbers in it."""
         shares = np.array([group.chances.sum() for group in self.groups])
-        group = self.groups[rng.choice(len(shares), p=shares / shares.sum())]
+        group = self.groups[turns.choice(len(shares), p=shares / shares.sum())]
+        count = max(1, most * min(group.tokens for group in self.groups) // group.tokens)
         return group, torch.from_numpy(rng.choice(len(group.shots), count, p=group.chances / group.chances.sum()))
 
 
@@ -167,20 +184,24 @@ class WorldCaptions:
         self.places, self.digits = places_of_pieces(tokenizer), digits_of_pieces(tokenizer)
 
     def draw(self, rng: np.random.Generator, count: int) -> Captions:
-        drawn = [sample_shot(rng, kind) for kind in rng.choice(self.kinds, count, p=self.shares)]
+        drawn = [
+            sample_shot(rng, kind, seconds=float(rng.choice(LENGTHS)) if kind in OPEN_KINDS else SECONDS)
+            for kind in rng.choice(self.kinds, count, p=self.shares)
+        ]
         if self.bank is not None:
             drawn = [give_voices(shot, self.bank, rng) for shot in drawn]
         texts = [shot_caption(shot, rng) for shot in drawn]
         ids, mask = _pad([tokenise_prompt(self.tokenizer, text) for text in texts], self.tokenizer, self.max_tokens)
-        said, when = (
-            torch.stack([ask(*clip) for clip in zip(drawn, texts, strict=True)]) for ask in (answers, moments)
+        said, when, cameras = (
+            torch.stack([ask(*clip) for clip in zip(drawn, texts, strict=True)])
+            for ask in (answers, moments, camera_move)
         )
         numbers = numbers_ending(self.digits[ids])
         if self.bank is not None:
             for row, (shot, text) in enumerate(zip(drawn, texts, strict=True)):
                 spoken = word_moments(self.tokenizer.convert_ids_to_tokens(ids[row].tolist()), shot, text, self.bank)
                 numbers[row] = torch.where(spoken == UNKNOWN, numbers[row], spoken)
-        return Captions(ids, mask, said, when, last_named(self.places[ids]), numbers)
+        return Captions(ids, mask, said, when, cameras, last_named(self.places[ids]), numbers)
 
 
 def _pad(tokens: Sequence[PromptTokens], tokenizer: PreTrainedTokenizerFast, max_tokens: int) -> tuple[Tensor, Tensor]:

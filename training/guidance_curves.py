@@ -15,6 +15,7 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from nava_core import Guidance, NavaPipeline, load_pipeline
 from training import evaluate, evaluate_people
@@ -66,7 +67,8 @@ def sweep(plain: Guidance, measures: Mapping[str, Callable[[Guidance], Numbers]]
     known: dict[tuple[Callable[[Guidance], Numbers], Guidance], Numbers] = {}
     for axis, measure in measures.items():
         for scale in AXES[axis]:
-            point = measure, replace(plain, align=True, **{axis: scale})
+            changes: dict[str, Any] = {axis: scale}
+            point = measure, replace(plain, align=True, **changes)
             if point not in known:
                 known[point] = measure(point[1])
             curves[axis][scale] = known[point]

@@ -1,4 +1,5 @@
-"""What the backbone's own middle is asked while it learns: what a video token shows, what sounds at an audio token.
+"""What the backbone's own middle is asked while it learns: what a video token shows and how its camera moves, what
+sounds at an audio token.
 
 The flow loss hardly depends on the words: said wrongly, they cost a percent or two of it beside when, how loudly and by
 whom they are said, and a model learns them last. So it is with the colours that a caption names: where little noise is
@@ -14,10 +15,11 @@ from torch import Tensor, nn
 
 from nava_core.models.transformer_nava import NavaTransformer3DModel
 from training import picture_labels, sound_labels
+from training.canvas import CAMERAS
 
 
 class MiddleHeads(nn.Module):
-    """Two linear heads on the tokens after the layer halfway through `transformer`."""
+    """Three linear heads on the tokens after the layer halfway through `transformer`."""
 
     def __init__(self, transformer: NavaTransformer3DModel) -> None:
         super().__init__()
@@ -25,18 +27,24 @@ class MiddleHeads(nn.Module):
         dim = transformer.config.num_attention_heads * transformer.config.attention_head_dim
         self.norm = nn.LayerNorm(dim)
         self.picture, self.sound = picture_labels.ClassScores(dim), nn.Linear(dim, sound_labels.CLASSES)
+        self.camera = nn.Linear(dim, len(CAMERAS))
         self._tokens: list[Tensor] = []
         blocks[len(blocks) // 2].register_forward_hook(lambda _block, _given, output: self._tokens.append(output))
 
-    def losses(self, picture: Tensor | None, sound: Tensor) -> tuple[Tensor, Tensor]:
-        """Cross entropies of the last pass's tokens with the labels `picture` (batch, video tokens) and `sound` (batch,
-        audio tokens). 0 for what there is no picture of, or where all of the sound is UNKNOWN.
+    def losses(self, picture: Tensor | None, cameras: Tensor, sound: Tensor) -> tuple[Tensor, Tensor]:
+        """Cross entropies of the last pass's tokens with what is seen and with what is heard.
+
+        picture: the label of each video token (batch, video tokens), None without a picture. cameras: what the camera
+        of each clip does, a number in CAMERAS (batch,), asked of every video token. sound: the label of each audio
+        token (batch, audio tokens). 0 for what there is no picture of, or where all of the sound is UNKNOWN.
         """
         tokens = self.norm(self._tokens[-1].float())
         self._tokens.clear()
         seen = tokens.new_zeros(())
         if picture is not None:
-            seen = label_loss(self.picture(tokens[:, : picture.shape[1]]), picture)
+            video = tokens[:, : picture.shape[1]]
+            seen = label_loss(self.picture(video), picture)
+            seen = seen + label_loss(self.camera(video), cameras[:, None].expand_as(picture))
         return seen, label_loss(self.sound(tokens[:, -sound.shape[1] :]), sound)
 
 

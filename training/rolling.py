@@ -11,7 +11,7 @@ from functools import lru_cache
 import numpy as np
 
 from training.canvas import Canvas, ellipse
-from training.world import CLIP_SECONDS, COLOURS, FLOOR, PAIRS, RADII, signed_distance
+from training.world import CLIP_SECONDS, COLOURS, FLOOR, PAIRS, RADII, signed_distance, tinted
 from training.world_sound import NOISE_FLOOR, render_impacts
 
 CONTACT = (0.4, 1.5)
@@ -31,6 +31,7 @@ class Roll:
     """`side` is where the ball comes from; `x` the shape's middle until the `contact` (seconds); `speed` of the ball.
 
     shape, colour, size: of what is hit; ball_colour, ball_size: of the ball. `seed` draws the sound's noise.
+    tint: a colour that `tint_share` of the resting shape's is mixed with.
     """
 
     side: str
@@ -45,6 +46,12 @@ class Roll:
     contact: float
     speed: float
     seed: int
+    tint: str | None = None
+    tint_share: float = 0.0
+
+    @property
+    def rgb(self) -> tuple[float, float, float]:
+        return tinted(self.colour, self.tint, self.tint_share)
 
     @property
     def direction(self) -> float:
@@ -102,7 +109,7 @@ def draw_roll(canvas: Canvas, roll: Roll, times: np.ndarray) -> None:
     r = roll.radius
     canvas.fill(
         lambda u, v: r * signed_distance(roll.shape, (u - shape_x) / r, (FLOOR - v) / r),
-        COLOURS[roll.colour],
+        roll.rgb,
         (float(shape_x.min()) - 1.3 * r, FLOOR - 2.2 * r, float(shape_x.max()) + 1.3 * r, FLOOR + 0.01),
     )
     r = roll.ball_radius

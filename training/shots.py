@@ -26,6 +26,7 @@ KINDS = ("fall", "roll", "talk", "pair", "tour", "view")
 # Kinds of any size and length; all others are square and of SECONDS.
 OPEN_KINDS = ("tour", "view")
 SECONDS = 2.0
+LENGTHS = (2.0, 3.0, 4.0)  # seconds
 
 
 @dataclass(frozen=True)
@@ -113,6 +114,18 @@ def sample_shot(
     return replace(shot, people=tuple(replace(person, radius=person.radius * narrow) for person in people))
 
 
+def tint(shot: Shot, rng: np.random.Generator) -> Shot:
+    """The same with the colour of its falling or resting shape a little towards another.
+
+    Between colours that stand for themselves, form is learnt apart from them: see docs/nano-stage2.md.
+    """
+    if shot.scene is not None:
+        return replace(shot, scene=replace(shot.scene, **world.sample_tint(rng, shot.scene.colour)))
+    if shot.roll is not None:
+        return replace(shot, roll=replace(shot.roll, **world.sample_tint(rng, shot.roll.colour)))
+    return shot
+
+
 def _one(rng: np.random.Generator, split: str, anywhere: bool = True) -> tuple[Person, ...]:
     """anywhere: else in the centre, where no camera loses sight of the face."""
     columns = list(SINGLE_PLACES) if anywhere else ["centre"]
@@ -195,7 +208,7 @@ def _draw_scene(canvas: Canvas, scene: world.Scene) -> None:
         return radius * world.signed_distance(scene.shape, (across - x) / radius, (bottom - down) / radius)
 
     reach = 1.3 * radius
-    canvas.fill(distance, world.COLOURS[scene.colour], (x - reach, -0.1, x + reach, world.FLOOR + 0.02))
+    canvas.fill(distance, scene.rgb, (x - reach, -0.1, x + reach, world.FLOOR + 0.02))
 
 
 def _scene_box(canvas: Canvas, scene: world.Scene) -> np.ndarray:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -50,6 +51,9 @@ DROPS = {"low": 0.26, "high": 0.46}
 # Up to which release time a release is called by which word.
 RELEASES = {"at once": 0.2, "a little later": 0.65, "much later": 9.0}
 
+# How far the colour of a tinted shape lies towards another at most, so that it is still called by its own.
+MOST_TINT = 0.35
+
 HELD_OUT_PAIRS = frozenset(
     {("red", "cube"), ("yellow", "ball"), ("green", "triangle"), ("blue", "star"), ("white", "cube")}
 )
@@ -75,7 +79,7 @@ class Scene:
     """One clip: the words a caption may use and the numbers behind them.
 
     `radius` and `fall` (from the hanging bottom edge to the floor) are fractions of the height, `x` of the width.
-    `seed` draws the noise of the sound and nothing else.
+    `seed` draws the noise of the sound and nothing else. tint: a colour that `tint_share` of the shape's is mixed with.
     """
 
     shape: str
@@ -90,6 +94,12 @@ class Scene:
     fall: float
     release_time: float
     seed: int
+    tint: str | None = None
+    tint_share: float = 0.0
+
+    @property
+    def rgb(self) -> tuple[float, float, float]:
+        return tinted(self.colour, self.tint, self.tint_share)
 
     @property
     def fall_seconds(self) -> float:
@@ -102,6 +112,19 @@ class Contact:
 
     time: float
     speed: float
+
+
+def tinted(colour: str, tint: str | None, share: float) -> tuple[float, float, float]:
+    """The red, green and blue of `colour` with `share` of another mixed in."""
+    mixed = zip(COLOURS[colour], COLOURS[tint or colour], strict=True)
+    red, green, blue = (own + share * (other - own) for own, other in mixed)
+    return red, green, blue
+
+
+def sample_tint(rng: np.random.Generator, colour: str) -> dict[str, Any]:
+    """A tint for a shape of `colour`: fields of `Scene` and of `training.rolling.Roll`."""
+    others = [name for name in COLOURS if name != colour]
+    return {"tint": others[rng.integers(len(others))], "tint_share": float(rng.uniform(0, MOST_TINT))}
 
 
 def sample_scene(rng: np.random.Generator, pairs: str = "train") -> Scene:
@@ -208,7 +231,7 @@ def _draw_shape(stills: np.ndarray, scene: Scene, moments: np.ndarray) -> None:
     distance = signed_distance(scene.shape, x[None, None, :], y[:, :, None]) * scene.radius * height
     alpha = np.clip(0.5 - distance, 0, 1)[..., None]
     shade = (1.06 - 0.18 * (1 - y / up))[:, :, None, None]
-    colour = np.clip(np.array(COLOURS[scene.colour], dtype=np.float32) * shade, 0, 255)
+    colour = np.clip(np.array(scene.rgb, dtype=np.float32) * shade, 0, 255)
     index = np.arange(len(moments))[:, None]
     patch = stills[index, rows, left:right]
     stills[index, rows, left:right] = patch + alpha * (colour - patch)

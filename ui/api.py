@@ -18,7 +18,15 @@ from gradio.utils import get_upload_folder
 from pydantic import model_validator
 
 from nava_core.engine.jobs import Engine, EngineError, Job, UnknownJob
-from nava_core.request import GenerationRequest, Guidance, Modality, RequestError, Shortcuts
+from nava_core.request import (
+    GUIDANCE_AXES,
+    GUIDANCE_SWITCHES,
+    GenerationRequest,
+    Guidance,
+    Modality,
+    RequestError,
+    Shortcuts,
+)
 from ui.faster import NO_LORAS, LoraFolder, shortcuts_of
 from ui.files import uploaded_path
 from ui.owners import owner_of
@@ -42,7 +50,8 @@ Args:
     seconds: the clip's length.
     fps: frames per second.
     num_inference_steps: denoising steps; fewer are quicker and rougher.
-    guidance: any of video, audio, video_align, audio_align, timbre (numbers from 0 to 30) and align (true or false).
+    guidance: any of video, audio, video_align, audio_align, timbre (numbers from 0 to 30), align and
+        timbre_apart (true or false).
     seed: a whole number; left out, a random one is drawn, and the recipe says which. The same seed makes the same clip.
     modality: audio_video, audio or video.
     shortcuts: faster, but another clip: step_cache (a share, such as 0.1), and negative, align, timbre: the part of the
@@ -52,8 +61,8 @@ Args:
 GUIDANCE_SCHEMA = {
     "type": "object",
     "properties": {
-        item.name: {"type": "boolean"} if item.name == "align" else {"type": "number", "minimum": 0, "maximum": 30}
-        for item in fields(Guidance)
+        **{key: {"type": "number", "minimum": 0, "maximum": 30} for key in GUIDANCE_AXES},
+        **{key: {"type": "boolean"} for key in GUIDANCE_SWITCHES},
     },
 }
 _PART = {"type": "array", "items": {"type": "number", "minimum": 0, "maximum": 1}, "minItems": 2, "maxItems": 2}

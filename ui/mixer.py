@@ -10,12 +10,11 @@ from typing import Any, Literal, get_args
 import gradio as gr
 
 from nava_core.guidance import plan_guidance
-from nava_core.request import Guidance, Modality, ModelSpec, RequestError
+from nava_core.request import GUIDANCE_AXES, GUIDANCE_SWITCHES, Guidance, Modality, ModelSpec, RequestError
 from ui.assignments import Assignments
 from ui.catalogue import Catalogue
 from ui.scene import message_place
 
-AXES = ("video", "audio", "video_align", "audio_align", "timbre")
 LARGEST = 10.0
 Preset = Literal["balanced", "lips", "voice", "free"]
 # Relative to the model's own scales, so that they mean the same for every model.
@@ -32,15 +31,15 @@ class MixerPanel:
     section: gr.Accordion
     preset: gr.Radio
     axes: dict[str, gr.Slider]
-    align: gr.Checkbox
+    switches: dict[str, gr.Checkbox]
     reset: gr.Button
     cost: gr.HTML
     error: gr.HTML
 
     @property
     def controls(self) -> list[Any]:
-        """The sliders and the switch, in the order of Guidance's fields."""
-        return [*self.axes.values(), self.align]
+        """The sliders and the switches, in the order of Guidance's fields."""
+        return [*self.axes.values(), *self.switches.values()]
 
 
 def build_mixer(text: Catalogue) -> MixerPanel:
@@ -49,6 +48,10 @@ def build_mixer(text: Catalogue) -> MixerPanel:
         label, info = text(f"guidance.{name}"), text(f"guide.{name}")
         slider_id = f"guidance-{name.replace('_', '-')}"
         return gr.Slider(0, LARGEST, value, step=0.1, label=label, info=info, elem_id=slider_id, buttons=[])
+
+    def switch(name: str) -> gr.Checkbox:
+        value, label = getattr(Guidance(), name), text(f"guidance.{name}")
+        return gr.Checkbox(value, label=label, container=False, elem_id=f"guidance-{name.replace('_', '-')}")
 
     with gr.Accordion(text("guidance.title"), open=False, elem_id="guidance", elem_classes="nava-card") as section:
         with gr.Row(elem_id="mixer-presets"):
@@ -60,11 +63,11 @@ def build_mixer(text: Catalogue) -> MixerPanel:
             )
             reset = gr.Button(text("guidance.reset"), size="sm", elem_id="mixer-reset", min_width=0)
         with gr.Column(elem_id="mixer-axes"):
-            axes = {name: axis(name) for name in AXES}
-        align = gr.Checkbox(Guidance().align, label=text("guidance.align"), container=False, elem_id="guidance-align")
+            axes = {name: axis(name) for name in GUIDANCE_AXES}
+        switches = {name: switch(name) for name in GUIDANCE_SWITCHES}
         cost = gr.HTML(elem_id="mixer-cost")
         error = message_place()
-    return MixerPanel(section, preset, axes, align, reset, cost, error)
+    return MixerPanel(section, preset, axes, switches, reset, cost, error)
 
 
 def preset_guidance(preset: Preset, spec: ModelSpec) -> Guidance:
@@ -93,7 +96,7 @@ def cost_view(text: Catalogue, guidance: Guidance, modality: Modality, has_refer
     total = passes_of(guidance, modality, has_references)
     words = text("mixer.one_pass") if total == 1 else text("mixer.passes", count=total)
     parts = []
-    for name in AXES:
+    for name in GUIDANCE_AXES:
         saved = total - passes_of(_without(guidance, name), modality, has_references)
         label = escape(text(f"mixer.{name}"))
         alone = text("mixer.saves", count=saved) if saved > 0 else text("mixer.free")
@@ -117,7 +120,7 @@ def choose_preset(spec: ModelSpec | None, panel: MixerPanel, preset: str) -> dic
     if spec is None or preset not in FACTORS:
         return {panel.preset: gr.skip()}
     guidance = preset_guidance(preset, spec)  # type: ignore[arg-type]
-    return {panel.axes[name]: getattr(guidance, name) for name in AXES} | {panel.align: guidance.align}
+    return {part: getattr(guidance, name) for name, part in (panel.axes | panel.switches).items()}
 
 
 def follow_mixer(

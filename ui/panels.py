@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import gradio as gr
@@ -14,7 +14,7 @@ from ui.compare import ComparePanel
 from ui.faster import FasterPanel, build_faster
 from ui.footer import FooterPanel, footer_settings
 from ui.gallery import GalleryPanel
-from ui.mixer import AXES, MixerPanel
+from ui.mixer import MixerPanel
 from ui.queue import QueuePanel
 from ui.scene import CaptionPanel, ScenePanel, message_place
 from ui.script import ScriptPanel
@@ -83,7 +83,7 @@ class Page:
             "random_seed": self.bar.random_seed,
             "variations": self.bar.variations,
             **self.mixer.axes,
-            "align": self.mixer.align,
+            **self.mixer.switches,
             **self.advanced.faster.controls,
         }
 
@@ -143,7 +143,6 @@ def settings_of(text: Catalogue, spec: ModelSpec) -> dict[str, dict[str, Any]]:
             "maximum": max(MOST_STEPS, spec.num_inference_steps),
             "value": spec.num_inference_steps,
         },
-        **{name: {"value": getattr(guidance, name)} for name in AXES},
-        "align": {"value": guidance.align},
+        **{name: {"value": value} for name, value in asdict(guidance).items()},
         "negative_prompt": {"value": spec.negative_prompt},
     }

@@ -268,8 +268,6 @@ def _guidance(value: Any) -> Guidance:
     names = [item.name for item in fields(Guidance)]
     if not isinstance(value, dict) or set(value) - set(names):
         raise RequestError("guidance", f"has {_shown(value)} as guidance; give an object with {', '.join(names)}")
-    if not isinstance(value.get("align", True), bool):
-        raise RequestError("guidance", f"has {_shown(value['align'])} as guidance align; give true or false")
     return Guidance(**value)
 
 

@@ -144,8 +144,6 @@ class _Reading:
             if value is None:
                 continue
             try:
-                if axis == "align" and not isinstance(value, bool):
-                    raise RequestError("guidance", self.text("gallery.reuse_unreadable", value=_shown(value)))
                 self.found[axis] = getattr(replace(Guidance(), **{axis: value}), axis)
             except RequestError as error:
                 self._say("guidance", self.text.said(error))

@@ -11,7 +11,15 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from nava_core.request import GenerationRequest, Guidance, Modality, ModelSpec, RequestError
+from nava_core.request import (
+    GUIDANCE_AXES,
+    GUIDANCE_SWITCHES,
+    GenerationRequest,
+    Guidance,
+    Modality,
+    ModelSpec,
+    RequestError,
+)
 from nava_core.speech import bind_speakers, parse_speech
 from ui.catalogue import Catalogue
 from ui.faster import (
@@ -50,6 +58,7 @@ class Form:
     audio_align: float
     timbre: float
     align: bool
+    timbre_apart: bool
     step_cache: float
     negative_until: float
     align_until: float
@@ -91,9 +100,7 @@ class Form:
             height=height,
             seconds=self.seconds,
             num_inference_steps=None if self.steps is None else int(self.steps),
-            guidance=Guidance(
-                self.video, self.audio, self.video_align, self.audio_align, self.timbre, align=self.align
-            ),
+            guidance=Guidance(**{item.name: getattr(self, item.name) for item in fields(Guidance)}),
             seed=None if self.random_seed else _read_seed(self.seed, text),
             modality=self.modality,
             shortcuts=read_shortcuts({name: getattr(self, name) for name in DEFAULTS}),
@@ -195,12 +202,7 @@ def form_values(
         "seconds": (resolved.num_frames - 1) / resolved.fps,  # as asked: the first frame stands at second 0
         "steps": resolved.num_inference_steps,
         "seed": str(resolved.seed),
-        "video": guidance.video,
-        "audio": guidance.audio,
-        "video_align": guidance.video_align,
-        "audio_align": guidance.audio_align,
-        "timbre": guidance.timbre,
-        "align": guidance.align,
+        **asdict(guidance),
         **shortcut_values(request.shortcuts),
         **lora_values(request.loras, loras),
     }
@@ -231,15 +233,14 @@ def kept_settings(
     if given.get("modality") in spec.modalities:
         kept["modality"] = given["modality"]
     limits = {"seconds": (0.5, spec.max_seconds), "steps": (1, 500)}
-    limits |= dict.fromkeys(("video", "audio", "video_align", "audio_align", "timbre"), (0.0, 30.0))
+    limits |= dict.fromkeys(GUIDANCE_AXES, (0.0, 30.0))
     limits |= dict.fromkeys(INTERVALS, (0.0, 100.0))
     limits |= {"step_cache": (0.0, LARGEST_CACHE), "lora_scale": (0.0, LARGEST_SCALE)}
     for name, (least, most) in limits.items():
         value = given.get(name)
         if isinstance(value, int | float) and not isinstance(value, bool) and least <= value <= most:
             kept[name] = value
-    if isinstance(given.get("align"), bool):
-        kept["align"] = given["align"]
+    kept |= {name: given[name] for name in GUIDANCE_SWITCHES if isinstance(given.get(name), bool)}
     if isinstance(given.get("negative_prompt"), str):
         kept["negative_prompt"] = given["negative_prompt"]
     if isinstance(given.get("loras"), list):
