@@ -18,6 +18,8 @@ from rewriter.locking import lock
 from rewriter.offline import composer
 from rewriter.offline.composer import FACTS, compose_caption, understand
 from training import captions, world
+from training.captions_people import shot_caption
+from training.shots import sample_shot
 
 LEXICON = json.loads((Path(composer.__file__).with_name("lexicon.json")).read_text(encoding="utf-8"))
 
@@ -135,6 +137,35 @@ def test_what_was_chosen_and_left_out_is_told() -> None:
         "chosen for you: size large, background night blue, landing at 0.5 s",
         "left out, since the lexicon does not know them: shiny",
     )
+
+
+@pytest.mark.parametrize("style", ["dense", "short", "english"])
+def test_views_of_training_are_understood(style: str) -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(100):
+        shot = sample_shot(rng, "view", "all")
+        caption = shot_caption(shot, rng, style)
+        plain = shot_caption(shot, FirstWording(), "dense")  # type: ignore[arg-type]
+        assert caption_of(caption) == plain, caption
+
+
+@pytest.mark.parametrize(
+    ("prompt", "parts"),
+    [
+        ("rain on a field, slow push in", ["下着雨的原野，雨声", "镜头缓缓推近"]),
+        ("夜晚的星空，镜头缓缓推近", ["月光下的夜晚，虫鸣", "镜头缓缓推近"]),
+        ("a windy hill, camera pans to the right", ["大风吹过的草地，风声", "镜头向右平移"]),
+        ("海边", ["海浪翻涌的海边", "固定机位"]),
+        ("A red ball falls and bounces, the camera pulls out", ["红色圆球", "弹起", "镜头缓缓拉远"]),
+    ],
+)
+def test_places_and_cameras_are_understood(prompt: str, parts: list[str]) -> None:
+    assert_understood(prompt, parts)
+
+
+@pytest.mark.parametrize("prompt", ["A blue cube drops in the rain", "the sea, camera pans left, camera pans right"])
+def test_what_the_world_does_not_have_keeps_its_words(prompt: str) -> None:
+    assert caption_of(prompt).startswith(prompt)
 
 
 def test_camera_and_sound_are_added_only_where_the_prompt_has_none() -> None:

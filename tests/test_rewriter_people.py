@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,18 +18,22 @@ from rewriter.locking import lock
 from rewriter.offline import composer, people
 from rewriter.offline.composer import compose_caption
 from rewriter.offline.people import LOOKS, read_people
+from rewriter.offline.setting import shown_camera, shown_place
 from training import captions_people, lexicon, speaking
-from training.backdrops import WALLS
+from training.backdrops import AMBIENCES, WALLS
+from training.canvas import CAMERAS
 from training.shots import SECONDS, Shot, sample_shot, speakers
 
 STARTS = {1: (people.LONE_START,), 2: (people.FIRST_START, people.FIRST_START + people.PAUSE)}
 
 
-def spoken_shots(count: int, seed: int = 0) -> Iterator[Shot]:
+def spoken_shots(count: int, seed: int = 0, kinds: Sequence[str] = ("talk", "pair", "tour")) -> Iterator[Shot]:
     """Shots of one or two people with words, as training makes them but for the voices."""
     rng = np.random.default_rng(seed)
     for index in range(count):
-        shot = sample_shot(rng, ("talk", "pair")[index % 2], "all")
+        shot = sample_shot(rng, kinds[index % len(kinds)], "all")
+        if not shot.people:
+            continue
         said = [tuple(str(word) for word in rng.choice(lexicon.WORDS, 4 - len(shot.people))) for _ in shot.people]
         starts = rng.permutation(STARTS[len(shot.people)])
         yield replace(
@@ -71,6 +75,11 @@ def test_the_lexicon_has_training_s_words_and_walls() -> None:
     for fact in ("sex", "skin", "hair", "hair_style", "clothes", "column"):
         for value, names in captions_people.WORDS[fact].items():
             assert people._shown(fact, value) == names["zh"][0]
+    for place in AMBIENCES:
+        setting = captions_people.BACKDROPS_ZH[0].format(captions_people.WORDS["backdrop"][place]["zh"][0])
+        assert shown_place(place) == f"{setting}，{captions_people.AMBIENT_SOUNDS[place]['zh'][0]}。"
+    for camera in CAMERAS:
+        assert shown_camera(camera) == captions_people.WORDS["camera"][camera]["zh"][0]
     for wall in WALLS:
         assert people._shown("backdrop", wall) == captions_people.WORDS["backdrop"][wall]["zh"][0]
     assert set(found["looks"]["hair"]) == set(captions_people.WORDS["hair"])
@@ -98,6 +107,11 @@ def test_lines_begin_when_training_s_do() -> None:
                 "右侧的女人约1.1秒时看着镜头说：~~no~~，女声从右侧传来。",
             ],
         ),
+        (
+            "A woman in the rain says ~~hello~~ while the camera slowly pans left",
+            ["背景是下着雨的原野，雨声淅淅沥沥。", "她约0.3秒时看着镜头说：~~hello~~", "镜头向左平移"],
+        ),
+        ("雨中的女孩说：~~hello~~，镜头向右移动", ["下着雨的原野", "镜头向右平移"]),
         ("一个黑发男人说：~~你好~~", ["黑色短发", "他约0.3秒时看着镜头说：~~你好~~"]),
         ("A blond man in red on the right says ~~stop~~", ["画面右侧", "金色短发、穿红色上衣的男人", "男声从右侧"]),
         ("a girl in a 蓝色衬衫 says ~~hello~~ at 0.8 s", ["穿蓝色上衣的女人", "她约0.8秒时"]),
@@ -131,7 +145,7 @@ def test_people_are_understood(prompt: str, parts: list[str]) -> None:
         "a woman on the left and a man on the left: the woman says ~~yes~~, the man says ~~no~~",
         "a man says ~~go~~ at 1.5 s and a woman says ~~yes~~",
         "A woman says ~~The sea gives, and the sea takes away.~~",
-        "A man says ~~hello~~ in the rain",
+        "A man says ~~hello~~ in a kitchen",
         "A woman with long red hair in a blue shirt on the left of a café says ~~hello~~",
         "一个留着黑色短发、穿红色上衣的男人站在街上说：~~hello~~",
         "A tall man in a suit says ~~hello~~",

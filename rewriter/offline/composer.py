@@ -1,9 +1,9 @@
 """A dense caption by lexicon and grammar alone: transparent, deterministic, and no model at all.
 
-A prompt about nava-nano's world (one coloured shape that falls, or one or two people who speak: `people.py`), in
-English, Chinese or a mixture, becomes a caption of the form that nava-nano was trained on; what the prompt leaves open
-gets the lexicon's plain defaults. Any other prompt keeps its own words, in its own language, and gains sentences about
-camera and sound. The words and forms are in `lexicon.json` and `grammar.json`.
+A prompt about nava-nano's world (one coloured shape that falls, one or two people who speak: `people.py`, or a place:
+`setting.py`), in English, Chinese or a mixture, becomes a caption of the form that nava-nano was trained on; what the
+prompt leaves open gets the lexicon's plain defaults. Any other prompt keeps its own words, in its own language, and
+gains sentences about camera and sound. The words and forms are in `lexicon.json` and `grammar.json`.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any
 
 from rewriter.locking import LockedPrompt, clean_gap, join
 from rewriter.offline.people import people_caption, read_people
+from rewriter.offline.setting import read_setting, shown_camera, view_caption
 from rewriter.offline.words import MOST_UNKNOWN, TIME, both, data, phrase_pattern, singular, telling, unknown_share
 
 NOTE_WORDS = "composed by rule, without a language model: your words are kept as they are and not translated"
@@ -57,9 +58,14 @@ def compose_caption(locked: LockedPrompt) -> tuple[str, tuple[str, ...]]:
     people = read_people(locked)
     if people.is_scene:
         return people_caption(locked, people)
-    reading = understand(locked.description)
-    if reading.is_scene and not people.people:
-        return _scene_caption(locked, reading)
+    text = unicodedata.normalize("NFKC", locked.description).casefold()
+    view = view_caption(locked, read_setting(text))
+    if view is not None and not people.people:
+        return view
+    setting = read_setting(text, kinds=("camera",))
+    reading = understand(setting.rest)
+    if reading.is_scene and not setting.beyond and not people.people:
+        return _scene_caption(locked, reading, shown_camera(setting.camera))
     return _worded_caption(locked), (NOTE_WORDS,)
 
 
@@ -112,7 +118,7 @@ def _background_or_colour(word: str, value: str, beside: list[str]) -> tuple[str
     return ("colour", colour) if colour else ("unknown", "")
 
 
-def _scene_caption(locked: LockedPrompt, reading: Reading) -> tuple[str, tuple[str, ...]]:
+def _scene_caption(locked: LockedPrompt, reading: Reading, camera: str) -> tuple[str, tuple[str, ...]]:
     lexicon, grammar = data("lexicon.json"), data("grammar.json")["scene"]
     named = {fact: values[0] for fact, values in reading.facts.items()}
     missing = [fact for fact in FACTS if fact not in named]
@@ -135,7 +141,7 @@ def _scene_caption(locked: LockedPrompt, reading: Reading) -> tuple[str, tuple[s
         sounding=grammar["sounding"].format(
             sound=grammar["sound"][facts["shape"]], side=grammar["side"][facts["column"]]
         ),
-        camera=grammar["camera"],
+        camera=camera,
     )
     chosen = [f"{fact} {facts[fact]}" for fact in missing]
     if reading.moment is None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 
 from rewriter.locking import LockedPrompt, join
+from rewriter.offline.setting import read_setting, shown_camera, shown_place
 from rewriter.offline.words import (
     MOST_UNKNOWN,
     TIME,
@@ -56,10 +57,16 @@ class Person:
 
 @dataclass
 class PeopleReading:
-    """What the lexicon found in a prompt. beyond: whether it says what no caption of this world would."""
+    """What the lexicon found in a prompt.
+
+    backdrop: the wall behind people. place, camera: see `setting.py`. beyond: whether it says what no caption of this
+    world would.
+    """
 
     people: list[Person] = field(default_factory=list)
     backdrop: str = ""
+    place: str = ""
+    camera: str = ""
     unknown: list[str] = field(default_factory=list)
     known_words: int = 0
     beyond: bool = False
@@ -89,12 +96,15 @@ class PeopleReading:
 def read_people(locked: LockedPrompt) -> PeopleReading:
     """Who speaks in the prompt, what they look like, and when they begin."""
     text = _LINE.join(gap.replace(_LINE, " ") for gap in locked.gaps)
-    reader = _Reader(_tokens(unicodedata.normalize("NFKC", text).casefold()))
+    setting = read_setting(unicodedata.normalize("NFKC", text).casefold())
+    reader = _Reader(_tokens(setting.rest))
     reader.read()
+    reader.found.place, reader.found.camera = setting.place, setting.camera
     too_long = any(word_count(_LINE_WORDS.findall(span.text.casefold())) > LONGEST_LINE for span in locked.spans)
     scenery = data("grammar.json")["any"]["sound"]["topics"]
-    has_scenery = any(re.search(words, locked.description, re.IGNORECASE) for words in scenery)
-    reader.found.beyond |= too_long or has_scenery
+    has_scenery = any(re.search(words, setting.rest) for words in scenery)
+    has_two = setting.beyond or bool(setting.place and reader.found.backdrop)
+    reader.found.beyond |= too_long or has_scenery or has_two
     return reader.found
 
 
@@ -103,9 +113,10 @@ def people_caption(locked: LockedPrompt, reading: PeopleReading) -> tuple[str, t
     grammar, scene = data("grammar.json")["people"], data("grammar.json")["scene"]
     looks, chosen = _whole_looks(reading.people)
     backdrop = reading.backdrop or data("lexicon.json")["people"]["defaults"]["backdrop"]
-    if not reading.backdrop:
+    if not reading.backdrop and not reading.place:
         chosen.append(f"background {backdrop}")
-    gap = grammar["opening"].format(style=scene["style"], backdrop=_shown("backdrop", backdrop))
+    behind = grammar["wall"].format(backdrop=_shown("backdrop", backdrop))
+    gap = f"{scene['style']}。{shown_place(reading.place) if reading.place else behind}"
     for facts in sorted(looks.values(), key=lambda facts: COLUMNS.index(facts["column"])):
         gap += grammar["introduction"].format(**_all_shown(facts))
     gaps = []
@@ -116,7 +127,7 @@ def people_caption(locked: LockedPrompt, reading: PeopleReading) -> tuple[str, t
         if person.start is None:
             chosen.append(f"line {number + 1} at {start:.1f} s")
         gap = grammar["sounding"].format(voice=grammar["voice"][person.sex], side=scene["side"][facts["column"]])
-    gaps.append(gap + grammar["ending"].format(camera=scene["camera"]))
+    gaps.append(gap + grammar["ending"].format(camera=shown_camera(reading.camera)))
     return join(gaps, locked), telling("; ".join(chosen), reading.unknown)
 
 
