@@ -52,7 +52,16 @@ def main() -> None:
 
 def _make(pipeline: Any, example: dict[str, Any], seed: int, path: Path) -> None:
     image = str(EXAMPLES / example["image"]) if example.get("image") else None
-    request = GenerationRequest(example["prompt"], image=image, seed=seed, num_inference_steps=STEPS)
+    width, height = example.get("size", (None, None))
+    request = GenerationRequest(
+        example["prompt"],
+        image=image,
+        seed=seed,
+        width=width,
+        height=height,
+        seconds=example.get("seconds"),
+        num_inference_steps=STEPS,
+    )
     resolved = request.resolve(pipeline.spec)
     output = pipeline.run(resolved, output_type="latent")
     save_output(pipeline, output, resolved, path)

@@ -159,10 +159,19 @@ def test_hints_follow_the_words_that_the_model_lists() -> None:
 def test_nanos_hint_knows_its_own_world_and_says_its_words() -> None:
     from training.lexicon import WORDS
 
-    defaults = yaml.safe_load((ROOT / "training/configs/nano_defaults_stage2.yaml").read_text(encoding="utf-8"))
+    defaults = yaml.safe_load((ROOT / "training/configs/nano_defaults.yaml").read_text(encoding="utf-8"))
     spec = ModelSpec("nava-nano", hint=defaults["hint"])
     assert " ".join(WORDS) in spec.hint
-    for inside in ("a red ball rolls", "蓝色方块落下", "A woman says ~~hello~~", "左侧的男人说：~~yes~~"):
+    for inside in (
+        "rain on a field",
+        "海边",
+        "a windy hill",
+        "月夜",
+        "a red ball rolls",
+        "蓝色方块落下",
+        "A woman says ~~hello~~",
+        "左侧的男人说：~~yes~~",
+    ):
         assert outside_hint(TEXT, spec, inside) == ""
     for outside in ("a city at night", "雨夜的街道", "a dog in the garden"):
         assert spec.hint in outside_hint(TEXT, spec, outside)

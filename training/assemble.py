@@ -64,7 +64,7 @@ def main() -> None:
     parser.add_argument("--backbone", type=Path, default=Path("runs/backbone_stage2"))
     parser.add_argument("--parts", type=Path, default=Path("training/weights"))
     parser.add_argument("--out", type=Path, default=Path("runs/nano_stage2"))
-    parser.add_argument("--defaults", type=Path, default=Path("training/configs/nano_defaults_stage2.yaml"))
+    parser.add_argument("--defaults", type=Path, default=Path("training/configs/nano_defaults.yaml"))
     arguments = parser.parse_args()
     size = assemble(arguments.backbone, arguments.parts, arguments.out, common.load_config(arguments.defaults))
     print(f"{arguments.out}: {size / 1e6:.1f} MB of weights")

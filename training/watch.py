@@ -73,7 +73,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Draw the curves and sheets of sample clips of a backbone's run.")
     parser.add_argument("--run", type=Path, default=Path("runs/backbone_stage2"))
     parser.add_argument("--parts", type=Path, default=Path("training/weights"))
-    parser.add_argument("--defaults", type=Path, default=Path("training/configs/nano_defaults_stage2.yaml"))
+    parser.add_argument("--defaults", type=Path, default=Path("training/configs/nano_defaults.yaml"))
     parser.add_argument("--voices", type=Path, default=Path("runs/voices/voices.npz"))
     parser.add_argument("--clips", type=int, default=2, help="of each kind")
     parser.add_argument("--every", type=float, default=0.0, help="minutes between two looks; 0: look once")

@@ -1,6 +1,6 @@
 #!/bin/sh
-# nava-nano's stages 2 and 3, from a model to go on from to an evaluated folder. Run again, it goes on where it stopped.
-#   scripts/train_stage2.sh [runs]      PYTHON, START, WORKERS, RANKS, CLIPS and RECOGNISER may be set
+# nava-nano's stages 2 to 4, from a model to go on from to an evaluated folder. Run again, it goes on where it stopped.
+#   scripts/train_nano.sh [runs]      PYTHON, START, WORKERS, RANKS, CLIPS and RECOGNISER may be set
 # START is a folder with `transformer` and `text_encoder` (assets/nava-nano). The shipped stage 2 began from stage 1.
 # `python -m training.watch --run runs/backbone_joint --every 20` beside it draws curves and sample sheets.
 # It needs training/weights/{tokenizer,audio_vae,vocoder}, better also speaker_encoder (training.tokenizer, training.audio_vae,
@@ -47,13 +47,16 @@ backbone --sound_latents "$runs/sound_few" --sound_share 1 --weights "${START:-a
 # Then all voices and the pictures at once.
 cached sound_stage2
 cached latents_stage2
-backbone --latents "$runs/latents_stage2" --sound_latents "$runs/sound_stage2" --weights "$runs/backbone_few" \
-    --out "$runs/backbone_joint"
-"$python" -m training.assemble --backbone "$runs/backbone_joint" --parts "$weights" --out "$runs/nano_stage2"
-"$python" -m training.evaluate_people --source "$runs/nano_stage2" --voices "$runs/voices/voices.npz" \
-    --recogniser "$recogniser" --timbre --clips "${CLIPS:-24}" --floors --out "$runs/nano_stage2_people.json" \
-    --sheet "$runs/nano_stage2_sheets/people"
-"$python" -m training.evaluate --source "$runs/nano_stage2" --clips "${CLIPS:-24}" \
-    --out "$runs/nano_stage2_falling.json" --sheet "$runs/nano_stage2_sheets/falling"
-"$python" -m training.evaluate_roll --source "$runs/nano_stage2" --clips "${CLIPS:-24}" \
-    --out "$runs/nano_stage2_rolling.json" --sheet "$runs/nano_stage2_sheets/rolling"
+cached latents_stage4
+backbone --latents "$runs/latents_stage2" "$runs/latents_stage4" --sound_latents "$runs/sound_stage2" \
+    --weights "$runs/backbone_few" --out "$runs/backbone_joint"
+"$python" -m training.assemble --backbone "$runs/backbone_joint" --parts "$weights" --out "$runs/nano"
+"$python" -m training.evaluate_people --source "$runs/nano" --voices "$runs/voices/voices.npz" \
+    --rows talk talk_train talk_voices image pair pair_voices tour --recogniser "$recogniser" --timbre --clips "${CLIPS:-24}" --floors --out "$runs/nano_people.json" \
+    --sheet "$runs/nano_sheets/people"
+"$python" -m training.evaluate --source "$runs/nano" --clips "${CLIPS:-24}" \
+    --out "$runs/nano_falling.json" --sheet "$runs/nano_sheets/falling"
+"$python" -m training.evaluate_view --source "$runs/nano" --clips "${CLIPS:-24}" \
+    --out "$runs/nano_views.json" --sheet "$runs/nano_sheets/views"
+"$python" -m training.evaluate_roll --source "$runs/nano" --clips "${CLIPS:-24}" \
+    --out "$runs/nano_rolling.json" --sheet "$runs/nano_sheets/rolling"
