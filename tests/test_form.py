@@ -182,7 +182,7 @@ def test_examples_are_whole_and_inside_their_model() -> None:
     from training.lexicon import check_words
 
     for model in ("nava-nano", "another"):
-        assert 3 <= len(examples_for(model)) <= 5
+        assert 3 <= len(examples_for(model)) <= 8
         for example in examples_for(model):
             assert set(example.titles) == set(LANGUAGES) and example.prompt
             if example.image:
@@ -190,7 +190,7 @@ def test_examples_are_whole_and_inside_their_model() -> None:
             if model == "nava-nano":
                 spans = parse_speech(example.prompt).spans
                 assert all(check_words(span.text) for span in spans)
-                if spans:
+                if spans or "shape" not in facts_named(example.prompt):
                     assert compose_caption(lock(example.prompt))[0] == example.prompt
                 else:
                     assert {"shape", "colour"} <= facts_named(example.prompt).keys()
