@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,8 @@ def test_presets_are_relative_to_the_model_and_recognised() -> None:
     for name in FACTORS:
         assert preset_of(preset_guidance(name, SMALL), SMALL) == name
     assert preset_of(Guidance(9.0), SMALL) is None
+    without = replace(SMALL, guidance=replace(SMALL.guidance, timbre=0.0, video_align=0.0))
+    assert preset_guidance("voice", without).timbre == 0.6 and preset_guidance("free", without).video_align == 0.0
 
 
 def test_what_a_setting_costs_is_counted_in_passes() -> None:

@@ -73,12 +73,15 @@ def build_mixer(text: Catalogue) -> MixerPanel:
 def preset_guidance(preset: Preset, spec: ModelSpec) -> Guidance:
     """A preset's scales for a model: the model's own, some of them larger or smaller."""
     own = spec.guidance
-    changes: dict[str, Any] = {
-        name: min(round(getattr(own, name) * factor, 1), LARGEST) for name, factor in FACTORS[preset].items()
-    }
+    changes: dict[str, Any] = {name: _changed(getattr(own, name), factor) for name, factor in FACTORS[preset].items()}
     if preset == "lips":
         changes["align"] = True
     return replace(own, **changes)
+
+
+def _changed(own: float, factor: float) -> float:
+    """A scale larger or smaller by a factor; one that the model leaves at 0 is raised as one at 1 would be."""
+    return min(round(own * factor if own else max(factor - 1.0, 0.0), 1), LARGEST)
 
 
 def preset_of(guidance: Guidance, spec: ModelSpec) -> Preset | None:
