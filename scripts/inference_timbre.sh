@@ -5,8 +5,7 @@
 #   MODEL=/models/NAVA DATA_FILE=dialogues.jsonl scripts/inference_timbre.sh
 #
 # The model needs a speaker encoder (of NAVA, a ReDimNet release in its bundle). Variables as in inference.sh, and:
-#   TIMBRE_SCALE  how strongly the sound is guided towards the voices (the model's own, or 3; nava-nano, whose words that
-#                 guidance harms, hears the voices without it)
+#   TIMBRE_SCALE  how strongly the sound is guided towards the voices (the model's own; nava-nano's is 0, a reference once)
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 export DATA_FILE="${DATA_FILE:-$root/assets/examples/timbre.jsonl}"

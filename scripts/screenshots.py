@@ -25,7 +25,7 @@ SETTLE = 1_500
 QUICK_SETTLE = 300
 QUIET_WAIT = 1_000
 MOST_STEPS = "100"
-PROMPT = "A big red ball falls from high on the left. A woman says: ~~Here it comes~~"
+PROMPT = "A woman with long brown hair in a yellow shirt in the rain says: ~~yes please~~. The camera pushes in"
 
 
 def main() -> None:
