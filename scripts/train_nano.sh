@@ -52,8 +52,8 @@ backbone --latents "$runs/latents_stage2" "$runs/latents_stage4" --sound_latents
     --weights "$runs/backbone_few" --out "$runs/backbone_joint"
 "$python" -m training.assemble --backbone "$runs/backbone_joint" --parts "$weights" --out "$runs/nano"
 "$python" -m training.evaluate_people --source "$runs/nano" --voices "$runs/voices/voices.npz" \
-    --rows talk talk_train talk_voices image pair pair_voices tour --recogniser "$recogniser" --timbre --clips "${CLIPS:-24}" --floors --out "$runs/nano_people.json" \
-    --sheet "$runs/nano_sheets/people"
+    --rows talk talk_train talk_voices image pair pair_voices tour --recogniser "$recogniser" --timbre \
+    --clips "${CLIPS:-24}" --floors --out "$runs/nano_people.json" --sheet "$runs/nano_sheets/people"
 "$python" -m training.evaluate --source "$runs/nano" --clips "${CLIPS:-24}" \
     --out "$runs/nano_falling.json" --sheet "$runs/nano_sheets/falling"
 "$python" -m training.evaluate_view --source "$runs/nano" --clips "${CLIPS:-24}" \

@@ -52,7 +52,7 @@ from training.evaluation import (
 from training.likeness import clip_likeness, likeness_columns
 from training.recognise import WordRecogniser
 from training.scores_people import Outcome, measure_people_clip, score, shuffled
-from training.shots import SECONDS, Shot
+from training.shots import LENGTHS, SECONDS, Shot
 from training.timbre import Encoder, independent_encoders
 from training.voices import VoiceBank
 
@@ -86,8 +86,6 @@ FLOORS = {
     "ceiling_tour": Row("autoencoders, tours", "tour", "held_out", reconstruct),
 }
 PLAIN_FLOORS = tuple(name for name in FLOORS if name != "ceiling_tour")
-# Of tours, in seconds.
-LENGTHS = (SECONDS, 3.0, 4.0)
 TABLE = Table(ROWS, FLOORS, COLUMNS, PLAIN_COLUMNS)
 
 

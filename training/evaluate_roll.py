@@ -24,11 +24,9 @@ from training.evaluation import (
     Questions,
     Row,
     Table,
-    asked_rows,
     draw_cases,
-    evaluation_parser,
     make_rows,
-    run_evaluation,
+    run_command,
 )
 from training.measure_roll import measure_roll_clip
 from training.scores_roll import Outcome, score, shuffled
@@ -90,12 +88,7 @@ def evaluate(pipeline: NavaPipeline, names: list[str], clips: int, seed: int = S
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = evaluation_parser(__doc__, TABLE, list(ROWS))
-    chosen = parser.parse_args(arguments)
-    names = asked_rows(chosen, list(FLOORS))
-    run_evaluation(
-        parser, chosen, TABLE, load_pipeline, lambda pipeline: evaluate(pipeline, names, chosen.clips, chosen.seed)
-    )
+    run_command(__doc__, TABLE, load_pipeline, evaluate, arguments)
 
 
 if __name__ == "__main__":

@@ -24,14 +24,12 @@ from training.evaluation import (
     Questions,
     Row,
     Table,
-    asked_rows,
     draw_cases,
-    evaluation_parser,
     generate,
     generate_without_guidance,
     make_rows,
     reconstruct,
-    run_evaluation,
+    run_command,
 )
 from training.measure_camera import measure_camera
 from training.measure_place import heard_place, shown_place
@@ -121,12 +119,7 @@ def evaluate(pipeline: NavaPipeline, names: list[str], clips: int, seed: int = S
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = evaluation_parser(__doc__, TABLE, list(ROWS))
-    chosen = parser.parse_args(arguments)
-    names = asked_rows(chosen, list(FLOORS))
-    run_evaluation(
-        parser, chosen, TABLE, load_pipeline, lambda pipeline: evaluate(pipeline, names, chosen.clips, chosen.seed)
-    )
+    run_command(__doc__, TABLE, load_pipeline, evaluate, arguments)
 
 
 if __name__ == "__main__":

@@ -328,6 +328,22 @@ def run_evaluation(
     return result
 
 
+def run_command(
+    description: str | None,
+    table: Table,
+    load: Callable[[str | None], NavaPipeline],
+    evaluate: Callable[[NavaPipeline, list[str], int, int], Iterator[Evaluation]],
+    arguments: list[str] | None,
+) -> None:
+    """The whole command of an evaluation without arguments of its own. evaluate: of a pipeline, the names of the rows,
+    the clips a row and the seed.
+    """
+    parser = evaluation_parser(description, table, list(table.rows))
+    chosen = parser.parse_args(arguments)
+    names = asked_rows(chosen, list(table.floors))
+    run_evaluation(parser, chosen, table, load, lambda pipeline: evaluate(pipeline, names, chosen.clips, chosen.seed))
+
+
 def asked_rows(chosen: argparse.Namespace, floors: Sequence[str]) -> list[str]:
     """The rows to make, each once."""
     return list(dict.fromkeys([*chosen.rows, *(floors if chosen.floors else ())]))

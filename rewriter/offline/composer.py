@@ -58,14 +58,14 @@ def compose_caption(locked: LockedPrompt) -> tuple[str, tuple[str, ...]]:
     people = read_people(locked)
     if people.is_scene:
         return people_caption(locked, people)
-    text = unicodedata.normalize("NFKC", locked.description).casefold()
-    view = view_caption(locked, read_setting(text))
-    if view is not None and not people.people:
-        return view
-    setting = read_setting(text, kinds=("camera",))
-    reading = understand(setting.rest)
-    if reading.is_scene and not setting.beyond and not people.people:
-        return _scene_caption(locked, reading, shown_camera(setting.camera))
+    if not people.people:
+        view = view_caption(locked, read_setting(locked.description))
+        if view is not None:
+            return view
+        setting = read_setting(locked.description, kinds=("camera",))
+        reading = understand(setting.rest)
+        if reading.is_scene and not setting.beyond:
+            return _scene_caption(locked, reading, shown_camera(setting.camera))
     return _worded_caption(locked), (NOTE_WORDS,)
 
 

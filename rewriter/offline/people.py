@@ -7,7 +7,6 @@ named next, what is said after belongs to that person; a line belongs to whoever
 from __future__ import annotations
 
 import re
-import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -96,7 +95,7 @@ class PeopleReading:
 def read_people(locked: LockedPrompt) -> PeopleReading:
     """Who speaks in the prompt, what they look like, and when they begin."""
     text = _LINE.join(gap.replace(_LINE, " ") for gap in locked.gaps)
-    setting = read_setting(unicodedata.normalize("NFKC", text).casefold())
+    setting = read_setting(text)
     reader = _Reader(_tokens(setting.rest))
     reader.read()
     reader.found.place, reader.found.camera = setting.place, setting.camera

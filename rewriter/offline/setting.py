@@ -6,6 +6,7 @@ Each is a pattern of `lexicon.json`, so that what is left is about people and th
 from __future__ import annotations
 
 import re
+import unicodedata
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -28,7 +29,8 @@ class Setting:
 
 
 def read_setting(text: str, kinds: tuple[str, ...] = ("camera", "place")) -> Setting:
-    """What `text`, in lower case, says of these `kinds`."""
+    """What `text` says of these `kinds`; the rest of it is in lower case."""
+    text = unicodedata.normalize("NFKC", text).casefold()
     found: dict[str, set[str]] = {kind: set() for kind in ("camera", "place")}
     for kind in kinds:
         for value, pattern in _patterns()[kind].items():
@@ -55,18 +57,14 @@ def shown_place(place: str) -> str:
 
 def view_caption(locked: LockedPrompt, setting: Setting) -> tuple[str, tuple[str, ...]] | None:
     """A caption of a place alone, and notes on how it came about; None where the prompt is of something else."""
-    lexicon, grammar = data("lexicon.json"), data("grammar.json")
-    known = {phrase for kind in ("manner", "small_words", "view") for phrase in both(lexicon[kind])}
-    words = re.findall(phrase_pattern(known), setting.rest)
-    unknown = [word for word in words if singular(dict.fromkeys(known), word) not in known]
-    if (
-        locked.spans
-        or setting.beyond
-        or not setting.place
-        or unknown_share(unknown, len(words) - len(unknown) + 1) > MOST_UNKNOWN
-    ):
+    if locked.spans or setting.beyond or not setting.place:
         return None
-    caption = f"{grammar['scene']['style']}。{shown_place(setting.place)}{shown_camera(setting.camera)}。"
+    pattern, known = _around_places()
+    words = pattern.findall(setting.rest)
+    unknown = [word for word in words if singular(known, word) not in known]
+    if unknown_share(unknown, len(words) - len(unknown) + 1) > MOST_UNKNOWN:
+        return None
+    caption = f"{data('grammar.json')['scene']['style']}。{shown_place(setting.place)}{shown_camera(setting.camera)}。"
     return join([caption], locked), telling("" if setting.camera else "camera still", unknown)
 
 
@@ -76,3 +74,11 @@ def _patterns() -> dict[str, dict[str, re.Pattern[str]]]:
     return {
         kind: {value: re.compile(pattern) for value, pattern in lexicon[kind].items()} for kind in ("camera", "place")
     }
+
+
+@lru_cache
+def _around_places() -> tuple[re.Pattern[str], dict[str, None]]:
+    """A pattern that cuts a text into phrases, and those that may stand beside a place without saying anything else."""
+    lexicon = data("lexicon.json")
+    known = dict.fromkeys(phrase for kind in ("manner", "small_words", "view") for phrase in both(lexicon[kind]))
+    return re.compile(phrase_pattern(known)), known
