@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
+from nava_core.speech import SENTINEL
 from training.canvas import CAMERAS
 from training.caption_head import (
     MOMENTS,
@@ -26,7 +27,7 @@ from training.caption_head import (
     moments,
     numbers_ending,
     places_of_pieces,
-    word_moments,
+    speech_moments,
 )
 from training.captions_people import shot_caption
 from training.lexicon import WORDS as SPOKEN_WORDS
@@ -165,8 +166,9 @@ def test_a_spoken_word_is_asked_when_it_is_said() -> None:
     spans = ["<S><extra_id_2>hello yes<E>", "<S><extra_id_2>moon yes<E>"]
     caption = f"她说：{spans[0]}，在第0.9秒他说：{spans[1]}"
     pieces = tokenizer.convert_ids_to_tokens(tokenizer(caption)["input_ids"])
-    moments = word_moments(pieces, shot, caption, bank).tolist()
+    moments = speech_moments(pieces, shot, caption, bank).tolist()
     found = [(piece, moment) for piece, moment in zip(pieces, moments, strict=True) if moment != UNKNOWN]
     (_, begin, end) = utterance(shot.people[1], bank).words[1]
-    assert found == [("moon", 11), ("▁yes", round(10 * (0.92 + (begin + end) / 2)))]
-    assert set(word_moments(pieces, shot, "", bank).tolist()) == {UNKNOWN}
+    whole = round(10 * (0.92 + utterance(shot.people[1], bank).seconds / 2))
+    assert found == [(SENTINEL, whole), ("moon", 11), ("▁yes", round(10 * (0.92 + (begin + end) / 2)))]
+    assert set(speech_moments(pieces, shot, "", bank).tolist()) == {UNKNOWN}

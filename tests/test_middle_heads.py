@@ -94,9 +94,11 @@ def test_the_heads_teach_the_layers_before_them_and_no_others() -> None:
     model = NavaTransformer3DModel(
         num_attention_heads=2, attention_head_dim=12, in_channels=4, out_channels=4, audio_in_channels=4,
         audio_out_channels=4, text_dim=8, text_len=8, freq_dim=8, ffn_dim=16, num_layers=1, num_single_layers=3,
-        speaker_dim=None,
+        speaker_dim=6,
     )  # fmt: skip
     heads = MiddleHeads(model)
+    turns = torch.full((2, 10), sound_labels.UNKNOWN)
+    silent = torch.zeros(2, 2, 6)
     clip = torch.randn(2, 4, 2, 4, 4), torch.randn(2, 10, 4), torch.tensor([500.0]), torch.randn(2, 8, 8)
     sound = torch.randint(0, sound_labels.CLASSES, (2, 10))
     sound[1] = sound_labels.UNKNOWN
@@ -104,8 +106,33 @@ def test_the_heads_teach_the_layers_before_them_and_no_others() -> None:
     for loss in range(2):
         model.zero_grad()
         model(*clip)
-        heads.losses(torch.randint(0, CLASSES, (2, 8)), still, sound)[loss].backward()
+        heads.losses(torch.randint(0, CLASSES, (2, 8)), still, sound, turns, silent)[loss].backward()
         taught = [any(value.grad is not None for value in block.parameters()) for block in model.transformer_blocks]
         assert taught == [True, True, True, False]
     model(*clip)
-    assert heads.losses(None, still, torch.full((2, 10), sound_labels.UNKNOWN)) == (0, 0)
+    nothing = torch.full((2, 10), sound_labels.UNKNOWN)
+    assert heads.losses(None, still, nothing, turns, silent) == (0, 0)
+    model(*clip)
+    assert heads.losses(None, still, nothing, turns, torch.randn(2, 2, 6)) == (0, 0)  # nobody speaks
+    model(*clip)
+    turns[0, :4] = 1
+    assert heads.losses(None, still, nothing, turns, silent)[1] == 0  # no voice is given
+
+
+def test_a_token_is_asked_for_the_voice_whose_turn_it_is() -> None:
+    """Of the voices of the whole batch, of which one sample has the second alone."""
+    torch.manual_seed(0)
+    model = NavaTransformer3DModel(
+        num_attention_heads=2, attention_head_dim=12, num_layers=1, num_single_layers=1, ffn_dim=16, speaker_dim=24,
+        text_dim=8, freq_dim=8,
+    )  # fmt: skip
+    heads = MiddleHeads(model)
+    assert heads.voice is not None
+    heads.voice.weight.data.copy_(torch.eye(24))
+    heads.voice.bias.data.zero_()
+    speakers = torch.randn(2, 2, 24)
+    speakers[1, 0] = 0
+    turns = torch.tensor([[0, 0, 1, 1], [sound_labels.UNKNOWN, 1, 1, 0]])
+    tokens = torch.cat([speakers[0, [0, 0, 1, 1]][None], speakers[1, [1, 1, 1, 0]][None]])
+    right, wrong = heads._voice_loss(tokens, turns, speakers), heads._voice_loss(tokens.flip(1), turns, speakers)
+    assert right < 0.1 and wrong > 3

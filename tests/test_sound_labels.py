@@ -9,7 +9,7 @@ import pytest
 
 from training.lexicon import WORDS
 from training.shots import sample_shot
-from training.sound_labels import CLASSES, IMPACTS, PARTS, UNKNOWN, sound_labels
+from training.sound_labels import CLASSES, IMPACTS, PARTS, UNKNOWN, sound_labels, speaking_labels
 from training.voices import Voice, VoiceBank
 from training.world import contacts
 from training.world_sound import MATERIALS
@@ -34,6 +34,18 @@ def test_labels_follow_the_words_in_time(bank: VoiceBank) -> None:
     heard = [int(label) for label in labels.unique_consecutive()]
     assert heard == [0, *range(moon, moon + PARTS), 0, *range(yes, yes + PARTS), 0]
     assert int((labels >= 1).sum()) == pytest.approx(20, abs=2), "0.8 s at 25 tokens a second"
+
+
+def test_turns_are_counted_in_the_order_of_speaking(bank: VoiceBank) -> None:
+    shot = sample_shot(np.random.default_rng(0), "pair")
+    people = tuple(
+        replace(person, voice="one", words=("moon",), start=start, speech_seed=3)
+        for person, start in zip(shot.people, (1.2, 0.4), strict=True)
+    )
+    turns = speaking_labels(replace(shot, people=people), bank, 50).tolist()
+    assert turns[:10] == [UNKNOWN] * 10 and turns[10:19] == [0] * 9
+    assert turns[21:30] == [UNKNOWN] * 9 and turns[30:39] == [1] * 9
+    assert set(speaking_labels(shot, bank, 50).tolist()) == {UNKNOWN}
 
 
 def test_impacts_are_labelled_by_what_is_struck(bank: VoiceBank) -> None:

@@ -251,7 +251,10 @@ def flow_loss(model: NanoModel, batch: Batch, config: dict[str, Any], rng: np.ra
             frames, height, width = error.shape[2:]
             error = error * thing_weights(batch.picture_labels, frames, height, width, config["thing_weight"])
         video_loss = error[:, :, start:].mean()
-    heads = model.middle_heads.losses(batch.picture_labels, batch.cameras, batch.labels)
+    heard = torch.tensor([len(rows) for rows in positions])[:, None] > torch.arange(speakers.shape[1])
+    heads = model.middle_heads.losses(
+        batch.picture_labels, batch.cameras, batch.labels, batch.turns, speakers * heard[..., None]
+    )
     audio_loss = F.mse_loss(output.audio_sample.float(), audio_noise - batch.audio)
     return Losses(video_loss, audio_loss, *heads)
 

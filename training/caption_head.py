@@ -8,7 +8,8 @@ Moments are asked for as well: they are said in two digits, and of captions with
 of the states before that, so that pictures and sounds each came at a time of their own. They are asked for at the last
 digit too: a token of the clip compares its own time with one text token at a time, and read together from two of them,
 each with a digit, a moment is known and of no use. So it is with spoken words: the token of each is asked when it is
-said, where the caption says when its speaker begins.
+said, where the caption says when its speaker begins, and that at which a span begins, to which a voice is added, when
+all of it is said.
 
 Each token is asked too which place was named last before it. Without that the encoder answers who of two people wears
 what as a coin would, however long it reads: in a caption that names a place and then looks, the place is what binds
@@ -154,9 +155,9 @@ def numbers_ending(digits: Tensor) -> Tensor:
     return numbers
 
 
-def word_moments(pieces: Sequence[str], shot: Shot, caption: str, bank: VoiceBank) -> Tensor:
-    """The tenths of the middle of each spoken word at its token, (tokens,), where `caption` says when its person
-    begins; UNKNOWN elsewhere. Spans are in the order of speaking.
+def speech_moments(pieces: Sequence[str], shot: Shot, caption: str, bank: VoiceBank) -> Tensor:
+    """The tenths of the middle of each spoken word at its token, and of all that a person says where a span begins,
+    (tokens,), where `caption` says when the person begins; UNKNOWN elsewhere. Spans are in the order of speaking.
     """
     spoken = torch.full((len(pieces),), UNKNOWN)
     said = _named_moments(caption)
@@ -165,8 +166,10 @@ def word_moments(pieces: Sequence[str], shot: Shot, caption: str, bank: VoiceBan
         person = shot.people[number]
         if f"{person.start:.1f}" not in said:
             continue
+        said_by = utterance(person, bank)
+        spoken[start] = min(round(10 * (person.start + said_by.seconds / 2)), TENTHS - 1)
         place = start
-        for word, begin, end in utterance(person, bank).words:
+        for word, begin, end in said_by.words:
             place = next((at for at in range(place + 1, len(pieces)) if pieces[at].removeprefix("▁") == word), place)
             tenth = round(10 * (person.start + (begin + end) / 2))
             if place > start and tenth < TENTHS:

@@ -25,12 +25,12 @@ from training.caption_head import (
     moments,
     numbers_ending,
     places_of_pieces,
-    word_moments,
+    speech_moments,
 )
 from training.captions_people import shot_caption
 from training.picture_labels import picture_labels
 from training.shots import LENGTHS, OPEN_KINDS, SECONDS, Shot, sample_shot, speakers
-from training.sound_labels import UNKNOWN, sound_labels
+from training.sound_labels import UNKNOWN, sound_labels, speaking_labels
 from training.speaking import give_voices
 from training.voices import VoiceBank
 
@@ -45,6 +45,7 @@ class Batch:
     speakers: (batch, most speakers, 192), in the order of the text's speech spans; speaker_positions: for each sample
     the text rows that they take, none where the cache holds no voices. labels: (batch, tokens), see `sound_labels`;
     picture_labels: (batch, video tokens), see there, None without a video. cameras: (batch,), numbers in CAMERAS.
+    turns: (batch, tokens), see `speaking_labels`.
     """
 
     video: Tensor | None
@@ -56,6 +57,7 @@ class Batch:
     labels: Tensor
     picture_labels: Tensor | None
     cameras: Tensor
+    turns: Tensor
 
 
 @dataclass
@@ -148,14 +150,17 @@ class CachedClips:
             for entry, length, has_voices in zip(tokens, mask.sum(1).tolist(), voiced, strict=True)
         ]
         audio = tensors["audio"]
-        labels = torch.stack([sound_labels(shot, self.bank, audio.shape[1]) for shot in drawn])
+        labels, spoken = (
+            torch.stack([ask(shot, self.bank, audio.shape[1]) for shot in drawn])
+            for ask in (sound_labels, speaking_labels)
+        )
         seen, video = None, tensors.get("video")
         if video is not None:
             frames, height, width = video.shape[2:]
             grid = frames, height // PATCH, width // PATCH
             seen = torch.stack([picture_labels(shot, *grid) for shot in drawn])
         cameras = torch.tensor([CAMERAS.index(shot.camera) for shot in drawn])
-        return Batch(video, audio, ids, mask, voices, rows, labels, seen, cameras)
+        return Batch(video, audio, ids, mask, voices, rows, labels, seen, cameras, spoken)
 
     def _choose(self, rng: np.random.Generator, most: int, turns: np.random.Generator) -> tuple[_Group, Tensor]:
         """Clips of one shape: their group, and their numbers in it."""
@@ -199,7 +204,7 @@ class WorldCaptions:
         numbers = numbers_ending(self.digits[ids])
         if self.bank is not None:
             for row, (shot, text) in enumerate(zip(drawn, texts, strict=True)):
-                spoken = word_moments(self.tokenizer.convert_ids_to_tokens(ids[row].tolist()), shot, text, self.bank)
+                spoken = speech_moments(self.tokenizer.convert_ids_to_tokens(ids[row].tolist()), shot, text, self.bank)
                 numbers[row] = torch.where(spoken == UNKNOWN, numbers[row], spoken)
         return Captions(ids, mask, said, when, cameras, last_named(self.places[ids]), numbers)
 

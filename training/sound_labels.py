@@ -1,4 +1,7 @@
-"""What sounds at each audio token: a part of a word, or a material that is struck. `training.middle_heads` asks it."""
+"""What sounds at each audio token, a part of a word or a material that is struck, and who speaks.
+
+`training.middle_heads` asks it.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ import torch
 from torch import Tensor
 
 from training.lexicon import WORDS
-from training.shots import Shot
+from training.shots import Shot, speakers
 from training.speaking import utterance
 from training.voices import VoiceBank
 from training.world import FPS, contacts
@@ -37,6 +40,20 @@ def sound_labels(shot: Shot, bank: VoiceBank | None, tokens: int) -> Tensor:
             share = (moments - person.start - start) / (end - start)
             inside = (share >= 0) & (share < 1)
             labels[inside] = 1 + PARTS * WORDS.index(word) + (share[inside] * PARTS).long()
+    return labels
+
+
+def speaking_labels(shot: Shot, bank: VoiceBank | None, tokens: int) -> Tensor:
+    """Whose turn each audio token is in, the first's 0 and the second's 1, (tokens,); UNKNOWN where nobody speaks and
+    where there is no bank.
+    """
+    labels = torch.full((tokens,), UNKNOWN)
+    moments = (torch.arange(tokens) + 0.5) / TOKENS_PER_SECOND
+    for turn, number in enumerate(speakers(shot) if bank is not None else ()):
+        person = shot.people[number]
+        assert bank is not None
+        end = person.start + utterance(person, bank).seconds
+        labels[(moments >= person.start) & (moments < end)] = turn
     return labels
 
 

@@ -52,7 +52,7 @@ DROPS = {"low": 0.26, "high": 0.46}
 RELEASES = {"at once": 0.2, "a little later": 0.65, "much later": 9.0}
 
 # How far the colour of a tinted shape lies towards another at most, so that it is still called by its own.
-MOST_TINT = 0.35
+MOST_TINT = 0.5
 
 HELD_OUT_PAIRS = frozenset(
     {("red", "cube"), ("yellow", "ball"), ("green", "triangle"), ("blue", "star"), ("white", "cube")}

@@ -217,7 +217,9 @@ class NavaTransformer3DModel(ModelMixin, ConfigMixin, AttentionMixin, PeftAdapte
     audio_rope_scale puts audio tokens (25/s) on the clock of latent frames (6/s). time_rope_frequencies, in radians a
     latent frame, takes the place of the released model's, of which heads of few channels have one that tells
     neighbouring audio tokens apart, and it by 0.24 radians. split_ffn gives the alignment layers a feed-forward network
-    for each stream (the released weights share it). speaker_dim None: no speaker tokens.
+    for each stream (the released weights share it). speaker_dim None: no speaker tokens. keep_speaker_text adds a
+    speaker to its text row, which the released model's replaces: cross-attention knows no positions, so that nothing
+    then tells whose row it is, and references that change places change nothing.
     """
 
     _supports_gradient_checkpointing = True
@@ -255,6 +257,7 @@ class NavaTransformer3DModel(ModelMixin, ConfigMixin, AttentionMixin, PeftAdapte
         speaker_dim: int | None = 192,
         split_ffn: bool = False,
         time_rope_frequencies: tuple[float, ...] | None = None,
+        keep_speaker_text: bool = False,
     ) -> None:
         super().__init__()
         dim = num_attention_heads * attention_head_dim
@@ -394,7 +397,7 @@ class NavaTransformer3DModel(ModelMixin, ConfigMixin, AttentionMixin, PeftAdapte
         if samples[0]:
             speakers = self.speaker_embedding(embeds.to(states.device)).to(states.dtype)
             indices = tuple(torch.tensor(index, device=states.device) for index in samples)
-            states = states.index_put(indices, speakers)
+            states = states.index_put(indices, speakers, accumulate=self.config.keep_speaker_text)
         return NavaTextContext(states, keep)
 
     def enable_forward_chunking(self, chunk_size: int | None = FFN_CHUNK_SIZE, dim: int = 1) -> None:
