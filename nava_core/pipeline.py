@@ -148,6 +148,7 @@ class NavaPipeline(DiffusionPipeline, NavaLoraLoaderMixin):
             spec,
             max_text_tokens=self.transformer.config.text_len,
             accepts_speakers=self.speaker_encoder is not None and self.transformer.config.speaker_dim is not None,
+            places_speakers=self.transformer.config.keep_speaker_text,
             accepts_images=self.vae is not None,
         )
 

@@ -101,7 +101,11 @@ class Shortcuts:
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """What the loaded model can do and what it does by default. Sizes in pixels, times in seconds."""
+    """What the loaded model can do and what it does by default. Sizes in pixels, times in seconds.
+
+    places_speakers: whether it knows whose line a reference belongs to. One that does not, as the released one, gives
+    a voice to whom the prompt's words fit: see `keep_speaker_text` of the backbone.
+    """
 
     name: str
     width: int = 1280
@@ -120,6 +124,7 @@ class ModelSpec:
     temporal_multiple: int = 4
     speaker_dim: int = 192
     accepts_speakers: bool = True
+    places_speakers: bool = False
     accepts_images: bool = True
     modalities: tuple[str, ...] = get_args(Modality)
     phase_rounds: int = 0  # of `refine_phases`, for a vocoder that is too small for voices

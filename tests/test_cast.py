@@ -153,6 +153,15 @@ def test_a_deleted_voice_stays_in_sight_until_another_is_chosen() -> None:
     assert "disabled" in script_views.script(TEXT, "~~a~~", Assignments(("a",), (None,)), [], hears=False)
 
 
+def test_a_model_that_cannot_tell_two_voices_apart_says_what_helps() -> None:
+    for voices, said in ((("a", "b"), True), (("a", "a"), False), (("a", None), False)):
+        assignments = Assignments(("x", "y"), voices)
+        assert (
+            TEXT("script.unplaced") in script_views.script(TEXT, "~~x~~ ~~y~~", assignments, [], places=False)
+        ) is said
+        assert TEXT("script.unplaced") not in script_views.script(TEXT, "~~x~~ ~~y~~", assignments, [])
+
+
 # What happens
 
 

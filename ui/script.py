@@ -84,5 +84,5 @@ def _lines(service: Service, owner: str, prompt: str, seconds: Any, assignments:
         voices = []  # the cast says so
     spec = service.spec
     length = float(seconds) if isinstance(seconds, int | float) and seconds > 0 else None
-    hears = spec is None or spec.accepts_speakers
-    return script_views.script(service.text, prompt, assignments, voices, length, hears)
+    hears, places = (True, True) if spec is None else (spec.accepts_speakers, spec.places_speakers)
+    return script_views.script(service.text, prompt, assignments, voices, length, hears, places)

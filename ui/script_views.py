@@ -23,8 +23,11 @@ def script(
     voices: Sequence[Voice],
     clip_seconds: float | None = None,
     hears: bool = True,
+    places: bool = True,
 ) -> str:
-    """A row for each line. assignments: of this prompt. hears: whether the model follows voices."""
+    """A row for each line. assignments: of this prompt. hears: whether the model follows voices. places: and knows
+    whose line each belongs to.
+    """
     speech = parse_speech(prompt)
     if not speech.spans:
         return (
@@ -39,10 +42,12 @@ def script(
         )
         for index, (span, seconds) in enumerate(zip(speech.spans, times, strict=True))
     )
-    deaf = "" if hears else views.quiet(text("script.deaf"))
+    several = len({voice for voice in assignments.voices if voice is not None}) > 1
+    limit = "script.deaf" if not hears else "script.unplaced" if several and not places else ""
+    below = (views.quiet(text(limit)) if limit else "") + _receives(text, speech)
     return (
         f"{_sum(text, sum(times), clip_seconds)}"
-        f'<ol class="nava-lines" aria-label="{escape(text("script.list"))}">{rows}</ol>{deaf}{_receives(text, speech)}'
+        f'<ol class="nava-lines" aria-label="{escape(text("script.list"))}">{rows}</ol>{below}'
     )
 
 
