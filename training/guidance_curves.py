@@ -1,11 +1,12 @@
-"""What each guidance axis is good for: the same cases and seeds at several scales, all other axes at the model's own.
+"""What each guidance axis is good for: the same cases and seeds at several scales.
 
-    python -m training.guidance_curves --source FOLDER [--clips 12] [--timbre] [--out report.json] [--plot curves.png]
+    python -m training.guidance_curves --source FOLDER [--clips 12] [--alone] [--timbre] [--out report.json] \
+        [--plot curves.png]
 
-video_align, audio_align: how many contacts of falling shapes are heard in time where the prompt does not name the
-moment, as `training.evaluate` measures it. timbre: how much nearer a speaker's span is to its own reference than to
-another voice's of the same sex, as mean cosines, by the model's own speaker encoder and, with --timbre, by encoders
-trained elsewhere.
+All other axes stand at the model's own scales, or at 0 with --alone. video_align, audio_align: how many contacts of
+falling shapes are heard in time where the prompt does not name the moment, as `training.evaluate` measures it. timbre:
+how much nearer a speaker's span is to its own reference than to another voice's of the same sex, as mean cosines, by
+the model's own speaker encoder and, with --timbre, by encoders trained elsewhere.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from nava_core import Guidance, NavaPipeline, load_pipeline
+from nava_core.request import GUIDANCE_AXES
 from training import evaluate, evaluate_people
 from training.evaluation import SEED, Case, Evaluation, format_table, generate, with_guidance, write_report
 from training.likeness import clip_likeness, likeness_margins
@@ -100,6 +102,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--voices", type=Path, default=Path("runs/voices/voices.npz"), help="what training.voices made")
     parser.add_argument("--clips", type=int, default=12, help="clips a point")
     parser.add_argument("--axes", nargs="+", choices=list(AXES), default=list(AXES))
+    parser.add_argument("--alone", action="store_true", help="with all other axes at 0: they may have done it already")
     parser.add_argument("--row", choices=VOICE_ROWS, default="talk_voices", help="whose voices")
     parser.add_argument("--timbre", action="store_true", help="judge the voices by encoders trained elsewhere too")
     parser.add_argument("--out", type=Path, default=None, help="JSON report, written anew after each point")
@@ -125,10 +128,14 @@ def main(arguments: list[str] | None = None) -> None:
         )
         measures["timbre"] = lambda guidance: measure_voices(pipeline, bank, talking, encoders, guidance)
     curves: Curves = {}
-    for curves in sweep(pipeline.spec.guidance, {axis: measures[axis] for axis in chosen.axes}):
+    plain = pipeline.spec.guidance
+    if chosen.alone:
+        nothing: dict[str, Any] = dict.fromkeys(GUIDANCE_AXES, 0.0)
+        plain = replace(plain, **nothing)
+    for curves in sweep(plain, {axis: measures[axis] for axis in chosen.axes}):
         if chosen.out:
-            report = {"model": pipeline.spec.name, "clips": chosen.clips, "seed": chosen.seed, "row": chosen.row}
-            write_report(chosen.out, report | {"curves": curves})
+            asked = {name: getattr(chosen, name) for name in ("clips", "seed", "row", "alone")}
+            write_report(chosen.out, {"model": pipeline.spec.name, **asked, "curves": curves})
     if chosen.plot:
         draw(curves, chosen.plot)
     print(format_curves(curves))
