@@ -12,7 +12,6 @@ Both also run as `torchrun --standalone --nproc-per-node 2 -m training.video_vae
 from __future__ import annotations
 
 import argparse
-import copy
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -60,13 +59,8 @@ def training_loss(
     config: dict[str, Any],
     freeze_encoder: bool = False,
     progress: float = 1.0,
-    anchor: AutoencoderKLWan | None = None,
 ) -> tuple[torch.Tensor, dict[str, float]]:
-    """Loss of one batch: reconstruction from noisy latents and the pull of the latents to unit scale.
-
-    anchor: the autoencoder that a run began with, near whose latents, where no shape is hard to decode, those of now
-    are kept: what was made of them stays nearly valid.
-    """
+    """Loss of one batch: reconstruction from noisy latents and the pull of the latents to unit scale."""
     with torch.set_grad_enabled(not freeze_encoder):
         mean, log_variance = encode_moments(vae, pixels).chunk(2, dim=1)
     log_variance = log_variance.clamp(-12, 4)
@@ -76,15 +70,7 @@ def training_loss(
     reconstruction = reconstruction_loss(decode_pixels(vae, latents), pixels, mask, config, progress)
     kl = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).mean()
     loss = reconstruction if freeze_encoder else reconstruction + config["kl"] * kl
-    drift = torch.zeros(())
-    if anchor is not None:
-        with torch.no_grad():
-            before = encode_moments(anchor, pixels).chunk(2, dim=1)[0]
-        kept = F.adaptive_max_pool3d(mask, mean.shape[2:]) <= 1.0
-        drift = ((mean - before).square() * kept).sum() / (kept.sum() * mean.shape[1]).clamp(min=1)
-        loss = loss + config["anchor"] * drift
     return loss, {
-        "drift": drift.item() ** 0.5,
         "reconstruction": reconstruction.item(),
         "kl": kl.item(),
         "latent_spread": mean.detach().std().item(),
@@ -142,7 +128,6 @@ class Trainer:
             self.vae.load_state_dict(trained.state_dict())
         else:
             start_quietly(self.vae)
-        self.anchor = copy.deepcopy(self.vae).requires_grad_(False) if config["loss"].get("anchor") else None
         self.averaged = use_fast_norms(build(config["model"])).requires_grad_(False)
         self.log = common.MetricsLog(folder / "metrics.jsonl")
         self.step, spent = 0, 0.0
@@ -237,8 +222,7 @@ class Trainer:
         frozen = self.stage == "decoder"
         sharpness = 1.0 if frozen else progress
         with common.mixed_precision(self.config["precision"]):
-            anchor = None if frozen else self.anchor
-            loss, values = training_loss(self.vae, pixels, mask, self.config["loss"], frozen, sharpness, anchor)
+            loss, values = training_loss(self.vae, pixels, mask, self.config["loss"], frozen, sharpness)
         self.vae.zero_grad(set_to_none=True)
         loss.backward()
         self.ranks.average_gradients([value for value in self.vae.parameters() if value.requires_grad])
@@ -274,8 +258,8 @@ def main() -> None:
     if trainer.ranks.index > 0:
         return
     vae, output = trainer.average(), Path(config["output"])
-    if arguments.stage == "decoder" or trainer.anchor is not None:  # latents stay what they are
-        published = AutoencoderKLWan.load_config(config["weights"])
+    if arguments.stage == "decoder":
+        published = AutoencoderKLWan.load_config(output)
         mean, std = published["latents_mean"], published["latents_std"]
     else:
         mean, std = latent_statistics(vae, config["statistics_clips"], config["kinds"])

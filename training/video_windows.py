@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,8 +12,6 @@ from training.shots import Shot, babble, heads, points_of_interest, render_frame
 
 # Weight of a head beside that of a mouth or a shape.
 HEAD_SHARE = 0.3
-# Of a shape that is hard to decode, beside that of others.
-HARD_WEIGHT = 3.0
 
 
 def to_pixels(frames: np.ndarray) -> torch.Tensor:
@@ -44,8 +42,8 @@ class Window:
 
 @dataclass(frozen=True)
 class Clip:
-    """`frames` uint8; `boxes` (n, frames, 4) of mouths or the shape; `mask` (frames, height, width), at most 1 or,
-    of a hard shape, HARD_WEIGHT; `moving` frame numbers."""
+    """`frames` uint8; `boxes` (n, frames, 4) of mouths or the shape; `mask` (frames, height, width) in [0, 1]; `moving`
+    frame numbers."""
 
     frames: np.ndarray
     boxes: np.ndarray
@@ -77,9 +75,8 @@ def is_hard(shot: Shot) -> bool:
 class WindowSource:
     """Windows of rendered clips. A pool is kept, and one clip of it is replaced at each draw.
 
-    config: `tinted`, the share of shots in colours between those that captions name (`shots.tint`); `hard_share`, that
-    of the falls and rolls which are drawn until they are hard to decode; `permuted`, that of the windows whose red,
-    green and blue change places, so that no form belongs to a colour. All are 0 where they are left out.
+    config: `tinted`, the share of shots in colours between those that captions name (`shots.tint`), and `hard_share`,
+    that of the falls and rolls which are drawn until they are hard to decode; both are 0 where they are left out.
     """
 
     def __init__(self, config: dict[str, Any], seed: int) -> None:
@@ -89,7 +86,6 @@ class WindowSource:
         self.kinds = list(config["kinds"])
         self.kind_shares = np.array(list(config["kinds"].values())) / sum(config["kinds"].values())
         self.tinted, self.hard_share = config.get("tinted", 0.0), config.get("hard_share", 0.0)
-        self.permuted = config.get("permuted", 0.0)
         self.pool = [self._clip() for _ in range(config["pool"])]
 
     def draw(self, progress: float, sizes: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor]:
@@ -112,8 +108,7 @@ class WindowSource:
                 shot = sample_shot(self.rng, kind, "train")
         if self.rng.random() < self.tinted:
             shot = tint(shot, self.rng)
-        clip = make_clip(shot, self.rng)[0]
-        return replace(clip, mask=HARD_WEIGHT * clip.mask) if is_hard(shot) else clip
+        return make_clip(shot, self.rng)[0]
 
     def _cut(self, clip: Clip, window: Window) -> tuple[np.ndarray, np.ndarray]:
         last = len(clip.frames) - window.frames
@@ -123,8 +118,7 @@ class WindowSource:
         span = slice(start, start + window.frames)
         left, top = self._corner(clip.boxes[:, span], window, *clip.frames.shape[2:0:-1])
         area = (span, slice(top, top + window.height), slice(left, left + window.width))
-        colours = self.rng.permutation(3) if self.rng.random() < self.permuted else slice(None)
-        return np.ascontiguousarray(clip.frames[area][..., colours]), np.ascontiguousarray(clip.mask[area])
+        return np.ascontiguousarray(clip.frames[area]), np.ascontiguousarray(clip.mask[area])
 
     def _corner(self, boxes: np.ndarray, window: Window, width: int, height: int) -> tuple[int, int]:
         """The crop's left and top, on the latent grid: the floor and the frame's edges keep their place in it."""
