@@ -5,7 +5,7 @@
 #   MODEL=/models/NAVA DATA_FILE=dialogues.jsonl scripts/inference_timbre.sh
 #
 # The model needs a speaker encoder (of NAVA, a ReDimNet release in its bundle). Variables as in inference.sh, and:
-#   TIMBRE_SCALE  how strongly the sound is guided towards the voices (the model's own; nava-nano's is 0, a reference once)
+#   TIMBRE_SCALE  how strongly the sound is guided towards the voices (the model's own; nava-nano's is 0.5)
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 export DATA_FILE="${DATA_FILE:-$root/assets/examples/timbre.jsonl}"

@@ -264,9 +264,7 @@ def test_curves_show_what_each_axis_does(
     assert Image.open(plot).height > 3 * 200
 
 
-def test_an_axis_may_be_measured_with_the_others_at_0(
-    bank: VoiceBank, guided: GuidedPipeline, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_axis_may_be_measured_with_the_others_at_0(guided: GuidedPipeline, tmp_path: Path) -> None:
     guidance_curves.main(["--clips", "1", "--axes", "video_align", "--alone", "--out", str(tmp_path / "report.json")])
     assert json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))["alone"] is True
     asked = [call["guidance"] for call in guided.calls]

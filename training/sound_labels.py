@@ -48,10 +48,11 @@ def speaking_labels(shot: Shot, bank: VoiceBank | None, tokens: int) -> Tensor:
     where there is no bank.
     """
     labels = torch.full((tokens,), UNKNOWN)
+    if bank is None:
+        return labels
     moments = (torch.arange(tokens) + 0.5) / TOKENS_PER_SECOND
-    for turn, number in enumerate(speakers(shot) if bank is not None else ()):
+    for turn, number in enumerate(speakers(shot)):
         person = shot.people[number]
-        assert bank is not None
         end = person.start + utterance(person, bank).seconds
         labels[(moments >= person.start) & (moments < end)] = turn
     return labels
