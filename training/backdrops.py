@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 
-from training.canvas import Canvas, Distance, both, ellipse
+from training.canvas import Canvas, Colour, Distance, both, box, ellipse
 from training.world import BACKGROUNDS, FLOOR, FPS
 
 WALLS: dict[str, tuple[int, int, int]] = {**BACKGROUNDS, "pale blue": (150, 184, 212), "lilac": (176, 158, 208)}
 AMBIENCES = ("rain", "waves", "wind", "night")
 PANEL_WIDTH = 0.22
+# From post to post, of what stands still in every ambience: where all else moves by itself, only that tells of a camera.
+POST_GAP = 0.32
 
 
 def draw_backdrop(canvas: Canvas, name: str, panels: bool, seed: int) -> None:
@@ -49,12 +51,23 @@ def _wall(canvas: Canvas, name: str, panels: bool) -> None:
     canvas.backdrop(np.clip(brightness[..., None] * np.asarray(WALLS[name], np.float32), 0, 255))
 
 
+def _posts(canvas: Canvas, colour: Colour, half_width: float, top: float, bottom: float) -> None:
+    """A row of posts that stand at the same places in every clip."""
+    far = canvas.width / canvas.height / 2 + 0.5
+    last = int(far / POST_GAP)
+    for number in range(-last, last + 1):
+        x = (number + 0.5) * POST_GAP
+        post = box(x - half_width, top, x + half_width, bottom)
+        canvas.fill(post, colour, (x - 2 * half_width, top - 0.02, x + 2 * half_width, bottom + 0.02))
+
+
 def _rain(canvas: Canvas, times: np.ndarray, rng: np.random.Generator) -> None:
     """Grey sky, dark hills, wet ground, and drops that fall through the whole frame."""
     _gradient(canvas, (96, 110, 128), (146, 158, 170), 0.7)
     far = canvas.width / canvas.height / 2 + 0.5
     canvas.fill(lambda x, y: 0.66 + 0.05 * np.sin(5 * x + 1) - y, (70, 86, 84), (-far, 0.5, far, 1.5))
     canvas.fill(lambda x, y: FLOOR + 0 * x - y, (58, 66, 74), (-far, FLOOR - 0.02, far, 1.5))
+    _posts(canvas, (34, 38, 46), 0.034, 0.60, 0.90)
     for _ in range(int(16 * far)):
         x, phase = float(rng.uniform(-far, far)), float(rng.uniform(0, 1.3))
         y = (times * 1.5 + phase) % 1.3 - 0.15
@@ -75,6 +88,7 @@ def _waves(canvas: Canvas, times: np.ndarray, rng: np.random.Generator) -> None:
         canvas.fill(moved(water, 0.018), (236, 244, 248), (-far, 0.4, far, 1.5))
         canvas.fill(water, colour, (-far, 0.4, far, 1.5))
     canvas.fill(lambda x, y: 0.90 + 0.01 * np.sin(6 * x) - y, (222, 200, 150), (-far, 0.86, far, 1.5))
+    _posts(canvas, (84, 60, 44), 0.034, 0.66, 0.95)
 
 
 def _crests(level: np.ndarray, height: float, number: float, run: np.ndarray, phase: float) -> Distance:
@@ -92,6 +106,7 @@ def _wind(canvas: Canvas, times: np.ndarray, rng: np.random.Generator) -> None:
     _gradient(canvas, (176, 208, 226), (228, 234, 222), 0.8)
     far = canvas.width / canvas.height / 2 + 0.5
     canvas.fill(lambda x, y: 0.74 - 0.05 * np.cos(2.2 * x) - y, (118, 164, 84), (-far, 0.6, far, 1.5))
+    _posts(canvas, (242, 240, 232), 0.034, 0.66, 0.92)
     side, phase = (-1 if rng.random() < 0.5 else 1), rng.uniform(0, 2 * np.pi)
     x = side * (canvas.width / canvas.height / 2 - 0.2)
     sway = 0.05 * np.sin(2 * np.pi * 0.7 * times + phase) + 0.03
@@ -126,3 +141,4 @@ def _night(canvas: Canvas, times: np.ndarray, rng: np.random.Generator) -> None:
     crescent = both(ellipse(x, 0.16, 0.09, 0.09), lambda across, down: -shadow(across, down))
     canvas.fill(crescent, (250, 238, 190), (x - 0.12, 0.04, x + 0.12, 0.28))
     canvas.fill(lambda u, v: 0.78 + 0.05 * np.sin(3 * u) - v, (18, 22, 34), (-far, 0.7, far, 1.5))
+    _posts(canvas, (255, 206, 110), 0.036, 0.85, 0.94)  # the windows of a street below the hill

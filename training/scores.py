@@ -17,7 +17,7 @@ SYNC_SECONDS, CLOSE_SYNC_SECONDS = 0.08, 0.06
 # How far a released moment may be outside of what its word means, and a carried-on shape from where it was given.
 RELEASE_TOLERANCE = 0.12
 PLACE_TOLERANCE = 0.05
-SIZE_BORDER = 0.105
+SIZE_BORDER = 0.127
 
 
 @dataclass(frozen=True)

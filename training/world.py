@@ -23,8 +23,9 @@ NUM_FRAMES = 49
 CLIP_SECONDS = NUM_FRAMES / FPS
 FLOOR = 0.86
 GRAVITY = 6.5
-# A rebound lower than this is under four pixels of a 128 pixel frame: nobody sees it, so it neither happens nor sounds.
-LEAST_REBOUND = 0.03
+# A rebound lower than this, half a latent of a 128 pixel frame and over within five frames, is hardly drawn by a model
+# whose latents hold 16 pixels and four frames: it neither happens nor sounds.
+LEAST_REBOUND = 0.05
 FIRST_CONTACT = (0.35, 1.6)
 # A contact this close to the end could be heard but not seen (or the reverse): such scenes are not drawn.
 END_MARGIN = 0.13
@@ -43,9 +44,10 @@ BACKGROUNDS: dict[str, tuple[int, int, int]] = {
     "warm beige": (178, 150, 122),
     "grey-green": (88, 108, 96),
 }
-RESTITUTION: dict[str, float] = {"ball": 0.62, "cube": 0.35, "triangle": 0.45, "star": 0.30}
+RESTITUTION: dict[str, float] = {"ball": 0.68, "cube": 0.48, "triangle": 0.54, "star": 0.46}
 SHAPES = tuple(RESTITUTION)
-RADII = {"small": 0.085, "large": 0.13}
+# The points of a star, which are what tells it from a ball, have to be wider than a latent.
+RADII = {"small": 0.105, "large": 0.15}
 COLUMNS = {"left": 0.25, "centre": 0.5, "right": 0.75}
 DROPS = {"low": 0.26, "high": 0.46}
 # Up to which release time a release is called by which word.
