@@ -11,9 +11,19 @@ from training import sound_labels
 from training.backdrops import WALLS
 from training.middle_heads import MiddleHeads
 from training.people import HAIR, SKINS
-from training.picture_labels import _NAMES, BACKDROPS, CLASSES, ClassScores, picture_labels, thing_weights
+from training.picture_labels import (
+    _NAMES,
+    BACKDROPS,
+    CLASSES,
+    FRAMES,
+    HEIGHT_UNIT,
+    ClassScores,
+    height_labels,
+    picture_labels,
+    thing_weights,
+)
 from training.shots import KINDS, points_of_interest, render_frames, sample_shot
-from training.world import COLOURS, PAIRS, SHAPES
+from training.world import COLOURS, FLOOR, PAIRS, SHAPES
 
 TINTS = {"hair": HAIR, "skin": SKINS, "clothes": COLOURS, "backdrop": WALLS}
 
@@ -43,6 +53,31 @@ def test_a_shape_is_found_in_every_frame_however_small() -> None:
     assert shot.scene is not None
     wanted = _NAMES.index((shot.scene.colour, shot.scene.shape))
     assert picture_labels(shot, 13, 4, 4).reshape(13, -1).eq(wanted).any(dim=1).all()
+
+
+def test_heights_are_those_of_the_frames_that_a_latent_frame_holds() -> None:
+    shot = sample_shot(np.random.default_rng(1), "fall")
+    labels = picture_labels(shot, 13, 4, 4)
+    heights = height_labels(shot, labels, 13)
+    shows = labels >= BACKDROPS
+    assert torch.equal(heights.isnan(), ~shows[:, None].expand(-1, FRAMES))
+    latent_frame = torch.arange(13).repeat_interleave(16)[shows]
+    lower = points_of_interest(shot)[0][:, 3] / shot.height  # boxes have a margin of a pixel or two
+    for frame, above in zip(latent_frame.tolist(), heights[shows] * HEIGHT_UNIT, strict=True):
+        drawn = lower[[max(4 * frame - back, 0) for back in (3, 2, 1, 0)]]
+        assert np.abs(FLOOR - drawn - above.numpy()).max() < 0.04
+    talking = sample_shot(np.random.default_rng(1), "talk")
+    assert height_labels(talking, picture_labels(talking, 13, 4, 4), 13).isnan().all()
+
+
+def test_a_head_is_asked_for_heights_where_they_are_known() -> None:
+    torch.manual_seed(0)
+    sizes = {"ffn_dim": 16, "text_dim": 8, "num_layers": 1, "num_single_layers": 1}
+    heads = MiddleHeads(NavaTransformer3DModel(num_attention_heads=1, attention_head_dim=12, **sizes))
+    tokens, heights = torch.randn(2, 5, 12), torch.full((2, 5, FRAMES), torch.nan)
+    assert heads._height_loss(tokens, None) == heads._height_loss(tokens, heights) == 0
+    heights[1, 2] = heads.height(tokens)[1, 2].detach() + 1
+    assert heads._height_loss(tokens, heights).item() == pytest.approx(1 - 0.04)
 
 
 def test_a_ball_that_has_not_come_in_yet_is_nowhere() -> None:
@@ -103,20 +138,21 @@ def test_the_heads_teach_the_layers_before_them_and_no_others() -> None:
     sound = torch.randint(0, sound_labels.CLASSES, (2, 10))
     sound[1] = sound_labels.UNKNOWN
     still = torch.zeros(2, dtype=torch.long)
+    above = torch.full((2, 8, FRAMES), torch.nan)
     for loss in range(2):
         model.zero_grad()
         model(*clip)
-        heads.losses(torch.randint(0, CLASSES, (2, 8)), still, sound, turns, silent)[loss].backward()
+        heads.losses(torch.randint(0, CLASSES, (2, 8)), above, still, sound, turns, silent)[loss].backward()
         taught = [any(value.grad is not None for value in block.parameters()) for block in model.transformer_blocks]
         assert taught == [True, True, True, False]
     model(*clip)
     nothing = torch.full((2, 10), sound_labels.UNKNOWN)
-    assert heads.losses(None, still, nothing, turns, silent) == (0, 0)
+    assert heads.losses(None, None, still, nothing, turns, silent) == (0, 0)
     model(*clip)
-    assert heads.losses(None, still, nothing, turns, torch.randn(2, 2, 6)) == (0, 0)  # nobody speaks
+    assert heads.losses(None, None, still, nothing, turns, torch.randn(2, 2, 6)) == (0, 0)  # nobody speaks
     model(*clip)
     turns[0, :4] = 1
-    assert heads.losses(None, still, nothing, turns, silent)[1] == 0  # no voice is given
+    assert heads.losses(None, None, still, nothing, turns, silent)[1] == 0  # no voice is given
 
 
 def test_a_token_is_asked_for_the_voice_whose_turn_it_is() -> None:

@@ -179,8 +179,8 @@ def draw_voices(
 
 
 class Losses(NamedTuple):
-    """Mean squared errors of the predicted velocities (noise - data), and the cross entropies of what is seen and what
-    sounds. 0 where there is no picture.
+    """Mean squared errors of the predicted velocities (noise - data), and what `MiddleHeads.losses` finds of what is
+    seen and what sounds. 0 where there is no picture.
     """
 
     video: Tensor
@@ -253,7 +253,7 @@ def flow_loss(model: NanoModel, batch: Batch, config: dict[str, Any], rng: np.ra
         video_loss = error[:, :, start:].mean()
     heard = torch.tensor([len(rows) for rows in positions])[:, None] > torch.arange(speakers.shape[1])
     heads = model.middle_heads.losses(
-        batch.picture_labels, batch.cameras, batch.labels, batch.turns, speakers * heard[..., None]
+        batch.picture_labels, batch.heights, batch.cameras, batch.labels, batch.turns, speakers * heard[..., None]
     )
     audio_loss = F.mse_loss(output.audio_sample.float(), audio_noise - batch.audio)
     return Losses(video_loss, audio_loss, *heads)

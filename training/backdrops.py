@@ -10,7 +10,7 @@ from training.world import BACKGROUNDS, FLOOR, FPS
 WALLS: dict[str, tuple[int, int, int]] = {**BACKGROUNDS, "pale blue": (150, 184, 212), "lilac": (176, 158, 208)}
 AMBIENCES = ("rain", "waves", "wind", "night")
 PANEL_WIDTH = 0.22
-# From post to post, of what stands still in every ambience: where all else moves by itself, only that tells of a camera.
+# From post to post, which stand still in every ambience: where all else moves by itself, only they tell of a camera.
 POST_GAP = 0.32
 
 

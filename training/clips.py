@@ -28,7 +28,7 @@ from training.caption_head import (
     speech_moments,
 )
 from training.captions_people import shot_caption
-from training.picture_labels import picture_labels
+from training.picture_labels import height_labels, picture_labels
 from training.shots import LENGTHS, OPEN_KINDS, SECONDS, Shot, sample_shot, speakers
 from training.sound_labels import UNKNOWN, sound_labels, speaking_labels
 from training.speaking import give_voices
@@ -44,7 +44,8 @@ class Batch:
     video: None where the cache holds sound alone.
     speakers: (batch, most speakers, 192), in the order of the text's speech spans; speaker_positions: for each sample
     the text rows that they take, none where the cache holds no voices. labels: (batch, tokens), see `sound_labels`;
-    picture_labels: (batch, video tokens), see there, None without a video. cameras: (batch,), numbers in CAMERAS.
+    picture_labels: (batch, video tokens) and heights: (batch, video tokens, frames), see there, None without a video.
+    cameras: (batch,), numbers in CAMERAS.
     turns: (batch, tokens), see `speaking_labels`.
     """
 
@@ -56,6 +57,7 @@ class Batch:
     speaker_positions: list[tuple[int, ...]]
     labels: Tensor
     picture_labels: Tensor | None
+    heights: Tensor | None
     cameras: Tensor
     turns: Tensor
 
@@ -154,13 +156,14 @@ class CachedClips:
             torch.stack([ask(shot, self.bank, audio.shape[1]) for shot in drawn])
             for ask in (sound_labels, speaking_labels)
         )
-        seen, video = None, tensors.get("video")
+        seen, above, video = None, None, tensors.get("video")
         if video is not None:
             frames, height, width = video.shape[2:]
             grid = frames, height // PATCH, width // PATCH
             seen = torch.stack([picture_labels(shot, *grid) for shot in drawn])
+            above = torch.stack([height_labels(shot, row, frames) for shot, row in zip(drawn, seen, strict=True)])
         cameras = torch.tensor([CAMERAS.index(shot.camera) for shot in drawn])
-        return Batch(video, audio, ids, mask, voices, rows, labels, seen, cameras, spoken)
+        return Batch(video, audio, ids, mask, voices, rows, labels, seen, above, cameras, spoken)
 
     def _choose(self, rng: np.random.Generator, most: int, turns: np.random.Generator) -> tuple[_Group, Tensor]:
         """Clips of one shape: their group, and their numbers in it."""

@@ -1,5 +1,5 @@
-"""What the backbone's own middle is asked while it learns: what a video token shows and how its camera moves, what
-sounds at an audio token and in whose voice.
+"""What the backbone's own middle is asked while it learns: what a video token shows, how high that is and how its
+camera moves, what sounds at an audio token and in whose voice.
 
 The flow loss hardly depends on the words: said wrongly, they cost a percent or two of it beside when, how loudly and by
 whom they are said, and a model learns them last. So it is with the colours that a caption names: where little noise is
@@ -20,6 +20,8 @@ from training.canvas import CAMERAS
 from training.sound_labels import UNKNOWN
 
 VOICE_SCALE = 15.0  # of cosines, so that scores tell voices apart
+# Errors of a height (of HEIGHT_UNIT) below this count by their square: it is a pixel of 128.
+HEIGHT_GRAIN = 0.08
 
 
 class MiddleHeads(nn.Module):
@@ -31,18 +33,27 @@ class MiddleHeads(nn.Module):
         dim = transformer.config.num_attention_heads * transformer.config.attention_head_dim
         self.norm = nn.LayerNorm(dim)
         self.picture, self.sound = picture_labels.ClassScores(dim), nn.Linear(dim, sound_labels.CLASSES)
+        self.height = nn.Linear(dim, picture_labels.FRAMES)
         self.camera = nn.Linear(dim, len(CAMERAS))
         self.voice = nn.Linear(dim, transformer.config.speaker_dim) if transformer.config.speaker_dim else None
         self._tokens: list[Tensor] = []
         blocks[len(blocks) // 2].register_forward_hook(lambda _block, _given, output: self._tokens.append(output))
 
     def losses(
-        self, picture: Tensor | None, cameras: Tensor, sound: Tensor, turns: Tensor, speakers: Tensor
+        self,
+        picture: Tensor | None,
+        heights: Tensor | None,
+        cameras: Tensor,
+        sound: Tensor,
+        turns: Tensor,
+        speakers: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        """Cross entropies of the last pass's tokens with what is seen and with what is heard.
+        """Cross entropies of the last pass's tokens with what is seen and with what is heard; to the former the error
+        of heights is added.
 
-        picture: the label of each video token (batch, video tokens), None without a picture. cameras: what the camera
-        of each clip does, a number in CAMERAS (batch,), asked of every video token. sound: the label of each audio
+        picture: the label of each video token (batch, video tokens) and heights: of what falls, (batch, video tokens,
+        FRAMES), NaN for none; both None without a picture. cameras: what the camera of each clip does, a number in
+        CAMERAS (batch,), asked of every video token. sound: the label of each audio
         token (batch, audio tokens). turns: whose turn it is in (batch, audio tokens). speakers: the embeddings that the
         pass was given, in the order of speaking (batch, speakers, speaker_dim), zeros for none. 0 for what there is no
         picture of, or where all of the sound is UNKNOWN.
@@ -54,8 +65,16 @@ class MiddleHeads(nn.Module):
             video = tokens[:, : picture.shape[1]]
             seen = label_loss(self.picture(video), picture)
             seen = seen + label_loss(self.camera(video), cameras[:, None].expand_as(picture))
+            seen = seen + self._height_loss(video, heights)
         audio = tokens[:, -sound.shape[1] :]
         return seen, label_loss(self.sound(audio), sound) + self._voice_loss(audio, turns, speakers)
+
+    def _height_loss(self, video: Tensor, heights: Tensor | None) -> Tensor:
+        """Of saying how high a falling shape is at the tokens that show one."""
+        known = None if heights is None else ~heights.isnan()
+        if heights is None or known is None or not known.any():
+            return video.new_zeros(())
+        return F.smooth_l1_loss(self.height(video)[known], heights[known], beta=HEIGHT_GRAIN)
 
     def _voice_loss(self, audio: Tensor, turns: Tensor, speakers: Tensor) -> Tensor:
         """Of naming, at each audio token, the one of all given embeddings whose turn it is."""

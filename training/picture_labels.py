@@ -1,4 +1,5 @@
-"""What is seen at each video token: a shape of a colour, hair, skin or clothes, or what is behind them.
+"""What is seen at each video token: a shape of a colour, hair, skin or clothes, or what is behind them; and how high a
+falling shape is there.
 
 Asked by `training.middle_heads`.
 """
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from training.backdrops import AMBIENCES, WALLS
 from training.people import HAIR, SKINS
 from training.shots import Shot, heads, points_of_interest
-from training.world import COLOURS, SHAPES
+from training.world import COLOURS, FPS, SHAPES, heights
 
 _SINGLE = (
     *(("backdrop", name) for name in (*WALLS, *AMBIENCES)),
@@ -28,6 +29,8 @@ _NAMES = (*_SINGLE, *product(COLOURS, SHAPES))
 CLASS_OF = {names: number for number, names in enumerate(_NAMES)}
 CLASSES = len(_NAMES)
 BACKDROPS = len(WALLS) + len(AMBIENCES)  # classes of these come first
+FRAMES = 4  # that a latent frame holds; the first one holds a single one
+HEIGHT_UNIT = 0.1  # of `height_labels`, in heights of the frame
 
 
 class ClassScores(nn.Linear):
@@ -56,8 +59,7 @@ class ClassScores(nn.Linear):
 def picture_labels(shot: Shot, frames: int, rows: int, columns: int) -> Tensor:
     """The class of each token, (frames * rows * columns,), of so many latent frames and rows and columns of tokens."""
     labels = np.full((frames, rows, columns), CLASS_OF["backdrop", shot.backdrop])
-    # A latent frame holds four frames, the first one a single one.
-    shown = np.minimum(np.maximum(4 * np.arange(frames) - 2, 0), shot.num_frames - 1)
+    shown = np.minimum(np.maximum(FRAMES * np.arange(frames) - 2, 0), shot.num_frames - 1)
     sizes = np.array([shot.width / columns, shot.height / rows])
     for names, boxes in _things(shot):
         left, top, right, bottom = (boxes[shown] / np.tile(sizes, 2)).T
@@ -65,6 +67,21 @@ def picture_labels(shot: Shot, frames: int, rows: int, columns: int) -> Tensor:
         covered &= ((right > left) & (bottom > top))[:, None, None]  # a ball that has not come in yet has no box
         labels[covered] = CLASS_OF[names]
     return torch.from_numpy(labels.ravel())
+
+
+def height_labels(shot: Shot, labels: Tensor, frames: int) -> Tensor:
+    """How far a falling shape is above the floor in each frame of the latent frame of each token, in HEIGHT_UNIT:
+    (tokens, FRAMES), NaN at tokens that do not show one.
+
+    labels: of the tokens, as from `picture_labels`, of so many latent frames.
+    """
+    found = torch.full((len(labels), FRAMES), torch.nan)
+    if shot.scene is None:
+        return found
+    numbers = np.maximum(FRAMES * np.arange(frames)[:, None] - np.arange(FRAMES)[::-1], 0)
+    above = torch.from_numpy(heights(shot.scene, numbers / FPS) / HEIGHT_UNIT).float()
+    shows = labels == CLASS_OF[shot.scene.colour, shot.scene.shape]
+    return torch.where(shows[:, None], above.repeat_interleave(len(labels) // frames, 0), found)
 
 
 def thing_weights(labels: Tensor, frames: int, height: int, width: int, weight: float) -> Tensor:
