@@ -200,7 +200,7 @@ def plain_gated_sum(hidden_states: Tensor, parts: Any, pieces: Any, vector: int)
 @torch.no_grad()
 def test_bfloat16_is_no_worse_than_the_plain_arithmetic(monkeypatch: pytest.MonkeyPatch) -> None:
     """Over many inputs: for a single one either may be better by a tenth, since rounding errors are random."""
-    from nava_core.models import attention_nava, transformer_nava
+    from nava_core.models import attention_nava, block_nava
 
     settings, weights, io = golden("tiny")
     exact, ours, plain = (
@@ -227,8 +227,8 @@ def test_bfloat16_is_no_worse_than_the_plain_arithmetic(monkeypatch: pytest.Monk
 
     expected = predictions(exact)
     error_of_ours = error(predictions(ours))
-    monkeypatch.setattr(transformer_nava, "adaptive_norm", plain_adaptive_norm)
-    monkeypatch.setattr(transformer_nava, "gated_sum", plain_gated_sum)
+    monkeypatch.setattr(block_nava, "adaptive_norm", plain_adaptive_norm)
+    monkeypatch.setattr(block_nava, "gated_sum", plain_gated_sum)
     error_of_plain = error(predictions(plain))
     print(f"bf16 error: ours {error_of_ours:.2e}, plain {error_of_plain:.2e}")
     assert error_of_ours <= error_of_plain

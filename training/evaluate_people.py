@@ -37,6 +37,7 @@ from training.evaluation import (
     Row,
     Table,
     asked_rows,
+    clip_lengths,
     draw_cases,
     evaluation_parser,
     format_table,
@@ -52,7 +53,7 @@ from training.evaluation import (
 from training.likeness import clip_likeness, likeness_columns
 from training.recognise import WordRecogniser
 from training.scores_people import Outcome, measure_people_clip, score, shuffled
-from training.shots import LENGTHS, SECONDS, Shot
+from training.shots import SECONDS, Shot
 from training.timbre import Encoder, independent_encoders
 from training.voices import VoiceBank
 
@@ -165,8 +166,7 @@ def evaluate(
         if row.kind != "tour":
             return make_cases(bank, clips, row, "square", seed)
         size = None if len(pipeline.spec.sizes) > 1 else "square"
-        lengths = [seconds for seconds in LENGTHS if seconds <= max(pipeline.spec.max_seconds, SECONDS)]
-        return make_cases(bank, clips, row, size, seed, lengths)
+        return make_cases(bank, clips, row, size, seed, clip_lengths(pipeline))
 
     return make_rows(pipeline, TABLE, names, cases_of, ask(bank, listeners), bank)
 

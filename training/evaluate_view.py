@@ -24,6 +24,7 @@ from training.evaluation import (
     Questions,
     Row,
     Table,
+    clip_lengths,
     draw_cases,
     generate,
     generate_without_guidance,
@@ -61,10 +62,10 @@ class Outcome:
 def make_cases(pipeline: NavaPipeline, count: int, seed: int = SEED) -> list[Case]:
     """`count` fresh views of the sizes and lengths that the model makes."""
     sizes = [name for name, size in shots.SIZES.items() if size in pipeline.spec.sizes]
-    lengths = [length for length in shots.LENGTHS if length <= pipeline.spec.max_seconds]
+    choices = clip_lengths(pipeline)
 
     def draw(rng: np.random.Generator) -> Shot:
-        size, length = sizes[rng.integers(len(sizes))], lengths[rng.integers(len(lengths))]
+        size, length = sizes[rng.integers(len(sizes))], choices[rng.integers(len(choices))]
         return shots.sample_shot(rng, "view", size=size, seconds=length)
 
     return draw_cases(count, draw, seed)

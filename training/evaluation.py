@@ -27,7 +27,7 @@ from training.cache_latents import sound_tokens
 from training.captions_people import shot_caption
 from training.rolling import Roll
 from training.sheet import clip_row, stack_rows
-from training.shots import Shot, speakers
+from training.shots import LENGTHS, SECONDS, Shot, speakers
 from training.video_windows import to_pixels
 from training.voices import VoiceBank
 
@@ -72,6 +72,11 @@ def draw_cases(
         shot = draw(rng)
         cases.append(Case(shot, shot_caption(shot, rng, "dense", moment), int(rng.integers(2**31))))
     return cases
+
+
+def clip_lengths(pipeline: NavaPipeline) -> list[float]:
+    """Seconds of the world's clips that the model makes, the shortest at least."""
+    return [seconds for seconds in LENGTHS if seconds <= max(pipeline.spec.max_seconds, SECONDS)]
 
 
 @dataclass(frozen=True)
