@@ -205,7 +205,7 @@ def test_a_model_that_forgets_looks_does_not_carry_them_on(bank: VoiceBank) -> N
 
 def test_tours_are_of_every_length_that_the_model_makes(bank: VoiceBank) -> None:
     row = evaluate_people.ROWS["tour"]
-    cases = evaluate_people.make_cases(bank, 6, row, lengths=evaluate_people.LENGTHS)
+    cases = evaluate_people.make_cases(bank, 6, row, lengths=shots.LENGTHS)
     assert {case.shot.seconds for case in cases} == {2.0, 3.0, 4.0}
     pipeline = PerfectPipeline(cases, bank)
     pipeline.spec = SimpleNamespace(**{**vars(pipeline.spec), "sizes": tuple(shots.SIZES.values()), "max_seconds": 4.0})
