@@ -9,18 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from conftest import GOLDEN
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+from official_bundle import AUDIO, CONFIG, OFFICIAL, TEXT_ENCODER, VAE
 
 from nava_core import bundle, checkpoint, hub
 from nava_core.bundle import find_bundle, pipeline_defaults, read_settings
 from nava_core.checkpoint import load_pipeline
-
-OFFICIAL = GOLDEN / "official_tiny"
-CONFIG = json.loads((OFFICIAL / "configs/NAVA_tiny.json").read_text(encoding="utf-8"))
-VAE = "Wan2.2-TI2V-5B/Wan2.2_VAE.pth"
-TEXT_ENCODER = "Wan2.2-TI2V-5B/models_t5_umt5-xxl-enc-bf16.pth"
-AUDIO = "params/LTX2/ltx-2.3-22b-dev_audio_vae.safetensors"
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import GOLDEN
+from official_bundle import OFFICIAL
 from safetensors.torch import load_file, save_file
 
 from nava_core import Guidance, NavaPipeline, NavaTransformer3DModel, load_pipeline
@@ -16,7 +16,6 @@ from nava_core.checkpoint import main
 from nava_core.decode import decode_audio, decode_mel, decode_video, encode_audio, encode_video
 from nava_core.pipeline import NavaPipelineOutput
 
-OFFICIAL = GOLDEN / "official_tiny"
 E2E = json.loads((OFFICIAL / "expected.json").read_text(encoding="utf-8"))
 
 

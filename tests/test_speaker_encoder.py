@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import GOLDEN
+from official_bundle import OFFICIAL
 from safetensors.torch import load_file
 
 from nava_core.models.speaker_encoder import ReDimNetSpeakerEncoder, config_from_official
 from nava_core.models.speaker_encoder_blocks import BLOCK_1D_TYPES, BLOCK_2D_TYPES
 
-OFFICIAL = GOLDEN / "official_tiny"
 RELEASES = {"redimnet_tiny.pt": "speaker.embedding", "redimnet_tiny_b.pt": "speaker.embedding_b"}
 SMALL = {
     "num_mel_bins": 12,

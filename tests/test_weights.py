@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import GOLDEN
+from official_bundle import AUDIO, CONFIG, OFFICIAL, TEXT_ENCODER, VAE
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -24,12 +24,6 @@ from nava_core.weights import (
     load_strictly,
     read_torch_file,
 )
-
-OFFICIAL = GOLDEN / "official_tiny"
-CONFIG = json.loads((OFFICIAL / "configs/NAVA_tiny.json").read_text(encoding="utf-8"))
-VAE = "Wan2.2-TI2V-5B/Wan2.2_VAE.pth"
-TEXT_ENCODER = "Wan2.2-TI2V-5B/models_t5_umt5-xxl-enc-bf16.pth"
-AUDIO = "params/LTX2/ltx-2.3-22b-dev_audio_vae.safetensors"
 
 
 class Small(nn.Module):

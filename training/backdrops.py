@@ -30,6 +30,11 @@ def _rows(canvas: Canvas) -> np.ndarray:
     return canvas.y(0, canvas.height)
 
 
+def _far(canvas: Canvas) -> float:
+    """How far from the middle things are drawn: beyond what any camera sees."""
+    return canvas.width / canvas.height / 2 + 0.5
+
+
 def _gradient(canvas: Canvas, top: tuple[int, int, int], bottom: tuple[int, int, int], end: float) -> None:
     """A sky from `top` to `bottom`, which it reaches at the height `end`."""
     share = np.clip(_rows(canvas) / end, 0, 1)[..., None]
@@ -53,18 +58,15 @@ def _wall(canvas: Canvas, name: str, panels: bool) -> None:
 
 def _posts(canvas: Canvas, colour: Colour, half_width: float, top: float, bottom: float) -> None:
     """A row of posts that stand at the same places in every clip."""
-    far = canvas.width / canvas.height / 2 + 0.5
-    last = int(far / POST_GAP)
-    for number in range(-last, last + 1):
-        x = (number + 0.5) * POST_GAP
-        post = box(x - half_width, top, x + half_width, bottom)
-        canvas.fill(post, colour, (x - 2 * half_width, top - 0.02, x + 2 * half_width, bottom + 0.02))
+    far = _far(canvas)
+    post = box(-half_width, top, half_width, bottom)
+    canvas.fill(lambda x, y: post(x % POST_GAP - POST_GAP / 2, y), colour, (-far, top, far, bottom))
 
 
 def _rain(canvas: Canvas, times: np.ndarray, rng: np.random.Generator) -> None:
     """Grey sky, dark hills, wet ground, and drops that fall through the whole frame."""
     _gradient(canvas, (96, 110, 128), (146, 158, 170), 0.7)
-    far = canvas.width / canvas.height / 2 + 0.5
+    far = _far(canvas)
     canvas.fill(lambda x, y: 0.66 + 0.05 * np.sin(5 * x + 1) - y, (70, 86, 84), (-far, 0.5, far, 1.5))
     canvas.fill(lambda x, y: FLOOR + 0 * x - y, (58, 66, 74), (-far, FLOOR - 0.02, far, 1.5))
     _posts(canvas, (34, 38, 46), 0.034, 0.60, 0.90)
@@ -79,7 +81,7 @@ def _rain(canvas: Canvas, times: np.ndarray, rng: np.random.Generator) -> None:
 def _waves(canvas: Canvas, times: np.ndarray, rng: np.random.Generator) -> None:
     """Bright sky, three bands of water whose crests run sideways, and sand."""
     _gradient(canvas, (126, 190, 238), (214, 234, 244), 0.5)
-    far = canvas.width / canvas.height / 2 + 0.5
+    far = _far(canvas)
     bands = ((0.50, 0.020, 7.0, 0.10, (40, 104, 168)), (0.60, 0.030, 5.0, 0.16, (52, 134, 190)),
              (0.72, 0.040, 3.6, 0.22, (96, 178, 208)))  # fmt: skip
     for level, height, number, speed, colour in bands:
@@ -104,7 +106,7 @@ def moved(shape: Distance, outwards: float) -> Distance:
 def _wind(canvas: Canvas, times: np.ndarray, rng: np.random.Generator) -> None:
     """Pale sky, a green hill, a tree whose crown sways, and leaves that blow across."""
     _gradient(canvas, (176, 208, 226), (228, 234, 222), 0.8)
-    far = canvas.width / canvas.height / 2 + 0.5
+    far = _far(canvas)
     canvas.fill(lambda x, y: 0.74 - 0.05 * np.cos(2.2 * x) - y, (118, 164, 84), (-far, 0.6, far, 1.5))
     _posts(canvas, (242, 240, 232), 0.034, 0.66, 0.92)
     side, phase = (-1 if rng.random() < 0.5 else 1), rng.uniform(0, 2 * np.pi)

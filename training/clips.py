@@ -45,8 +45,7 @@ class Batch:
     speakers: (batch, most speakers, 192), in the order of the text's speech spans; speaker_positions: for each sample
     the text rows that they take, none where the cache holds no voices. labels: (batch, tokens), see `sound_labels`;
     picture_labels: (batch, video tokens) and heights: (batch, video tokens, frames), see there, None without a video.
-    cameras: (batch,), numbers in CAMERAS.
-    turns: (batch, tokens), see `speaking_labels`.
+    cameras: (batch,), numbers in CAMERAS. turns: (batch, tokens), see `speaking_labels`.
     """
 
     video: Tensor | None

@@ -71,9 +71,9 @@ class MiddleHeads(nn.Module):
 
     def _height_loss(self, video: Tensor, heights: Tensor | None) -> Tensor:
         """Of saying how high a falling shape is at the tokens that show one."""
-        known = None if heights is None else ~heights.isnan()
-        if heights is None or known is None or not known.any():
+        if heights is None or heights.isnan().all():
             return video.new_zeros(())
+        known = ~heights.isnan()
         return F.smooth_l1_loss(self.height(video)[known], heights[known], beta=HEIGHT_GRAIN)
 
     def _voice_loss(self, audio: Tensor, turns: Tensor, speakers: Tensor) -> Tensor:
