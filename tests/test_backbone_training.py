@@ -213,7 +213,7 @@ def test_sound_alone_has_its_share_of_the_batches(
     for share, nowhere in ((0.5, latents), (1.0, tmp_path / "none")):
         seen.clear()
         mixed = {**config, "minutes": 0.05, "sound_alone": {**alone, "share": share}}
-        backbone.train(mixed, [nowhere], WEIGHTS, tmp_path / f"run{share}", False, sound_latents=sound)
+        backbone.train(mixed, [nowhere], WEIGHTS, tmp_path / f"run{share}", False, sound_latents=[sound])
         assert {*seen} == {(True, 3, 1.5)} | ({(False, 2, config["time_shift"])} if share < 1 else set())
 
 

@@ -10,7 +10,7 @@ import pytest
 from scipy import ndimage
 
 from nava_core.speech import parse_speech
-from training import backdrops, canvas, captions, captions_people, people, rolling, shots, world
+from training import backdrops, canvas, captions, captions_people, people, picture_labels, rolling, shots, world
 from training.measure_camera import measure_camera
 from training.measure_people import correlation, measure_people
 
@@ -209,6 +209,21 @@ def test_captions_of_rolling_balls_name_both_things() -> None:
             assert any(name in text for name in captions.WORDS["shape"][shot.roll.shape][language]), text
         text = captions_people.shot_caption(shot, rng, "dense", moment=True)
         assert f"{shot.roll.contact:.1f}秒" in text
+
+
+def test_shaded_shapes_are_drawn_and_called_by_a_shade() -> None:
+    rng = np.random.default_rng(0)
+    for kind in ("fall", "roll"):
+        shot = shots.recolour(shots.sample_shot(rng, kind, "train"), rng, "shaded")
+        body = shot.scene or shot.roll
+        assert body is not None and body.colour in world.SHADES
+        middle = np.linalg.norm(np.array(body.rgb) - world.SHADES[body.colour]) / world.MOST_SHADE_TINT
+        assert middle <= np.linalg.norm(np.subtract(world.SHADES[body.colour], world.COLOURS[body.tint or ""])) + 1e-6
+        text = captions_people.shot_caption(shot, rng, "dense")
+        assert captions.WORDS["colour"][body.colour]["zh"][0] in text
+        shown = picture_labels.picture_labels(shot, 13, 8, 8) == picture_labels.CLASS_OF[body.colour, body.shape]
+        assert shown.any()
+        assert shots.shot_from_dict(json.loads(json.dumps(asdict(shot)))) == shot
 
 
 def test_rolling_shapes_stand_on_the_floor() -> None:

@@ -68,6 +68,8 @@ def test_every_colour_stands_out_from_every_background() -> None:
     assert np.linalg.norm(colours[:, None] - backgrounds[None], axis=-1).min() > 30
     apart = np.linalg.norm(colours[:, None] - colours[None], axis=-1) + 1e3 * np.eye(len(colours))
     assert apart.min() > 30
+    shades = _to_lab(np.array(list(world.SHADES.values()), dtype=float))
+    assert np.linalg.norm(colours[:, None] - shades[None], axis=-1).min() > 18
 
 
 def test_sound_is_silent_until_the_contact_and_sharp_at_it() -> None:

@@ -222,15 +222,14 @@ class _Source:
 
 def _sources(
     latents: Sequence[Path],
-    sound_latents: Path | None,
+    sound_latents: Sequence[Path],
     config: dict[str, Any],
     tokenizer: PreTrainedTokenizerFast,
     bank: VoiceBank | None,
 ) -> list[_Source]:
     """Of clips and of sound alone, without those that have no share."""
-    alone = {**config, **config["sound_alone"]} if sound_latents is not None else {"share": 0.0}
-    sound = [sound_latents] if sound_latents is not None else []
-    asked = [(latents, config, 1 - alone["share"]), (sound, alone, alone["share"])]
+    alone = {**config, **config["sound_alone"]} if sound_latents else {"share": 0.0}
+    asked = [(latents, config, 1 - alone["share"]), (sound_latents, alone, alone["share"])]
     length = config["transformer"]["text_len"]
     return [
         _Source(CachedClips(folders, tokenizer, length, chosen["kinds"], bank), chosen, share)
@@ -247,14 +246,14 @@ def train(
     resume: bool,
     start: Path | None = None,
     bank: VoiceBank | None = None,
-    sound_latents: Path | None = None,
+    sound_latents: Sequence[Path] = (),
     heads: Path | None = None,
 ) -> None:
     """Train until the config's minutes are over; the averaged weights are saved beside the checkpoint.
 
     start: a folder with `transformer` and `text_encoder` to go on from with fresh optimisers, such as nava-nano itself.
     heads: the file of the heads that were trained with it, if not in that folder; with those of now it has read its
-    captions. bank: of the voices in the latents; without it nothing is asked about their words. sound_latents: a folder
+    captions. bank: of the voices in the latents; without it nothing is asked about their words. sound_latents: folders
     of sound alone, for the share of batches that the config's `sound_alone` has.
     """
     ranks = common.Ranks()
@@ -345,7 +344,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Train nava-nano's backbone and text encoder on cached latents.")
     parser.add_argument("--config", type=Path, default=Path("training/configs/backbone_stage2.yaml"))
     parser.add_argument("--latents", type=Path, nargs="+", default=[Path("runs/latents_stage2")])
-    parser.add_argument("--sound_latents", type=Path, help="a cache of sound alone, for a share of the batches")
+    parser.add_argument("--sound_latents", type=Path, nargs="+", default=[], help="sound alone, for a share of batches")
     parser.add_argument("--sound_share", type=float, help="instead of the config's; 1: nothing but sound")
     parser.add_argument("--model", type=Path, default=Path("training/weights"), help="folder that holds the tokenizer")
     parser.add_argument("--out", type=Path, default=Path("runs/backbone_stage2"))
@@ -356,7 +355,7 @@ def main() -> None:
     parser.add_argument("--voices", type=Path, help="the latents' voices, to ask for the words (training.voices)")
     parser.add_argument("--resume", action="store_true")
     arguments = parser.parse_args()
-    if arguments.sound_share is not None and arguments.sound_latents is None:
+    if arguments.sound_share is not None and not arguments.sound_latents:
         parser.error(f"--sound_share {arguments.sound_share:g} is a share of --sound_latents; give their folder too")
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     config = common.load_config(arguments.config)

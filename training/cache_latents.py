@@ -8,8 +8,8 @@ latent frames, height, width) and `audio` (clips, tokens, channels), float16; be
 from which captions are drawn at training time, and, once there is a speaker encoder, a file `voices_...` with
 `speakers` (clips, 2, 192), float32, the embedding of each person's voice, zeros for nobody. The first latent frame of
 `video` is also the encoding of the first frame alone: the autoencoder is causal. With `sound_only` in the config
-nothing is drawn or encoded but the sound, for the backbone's first phase, which trains on sound alone; `voices` names
-those that speak, where not all of them are to.
+nothing is drawn or encoded but the sound. `voices` names those that speak, where not all are to; `voice_split` is
+theirs, "train" where it is left out.
 """
 
 from __future__ import annotations
@@ -55,27 +55,26 @@ class Bucket:
     size: str
     clips: int
     seconds: float = shots.SECONDS
-    tinted: bool = False
+    recoloured: str = ""
 
     @classmethod
     def from_config(cls, name: str, clips: int) -> Bucket:
-        """Of "kind/size", or "kind/size/seconds"; after either "tinted" may follow (`shots.tint`)."""
+        """Of "kind/size", or "kind/size/seconds"; after either a word of `shots.RECOLOURED` may follow."""
         kind, size, *rest = name.split("/")
-        tinted = rest[-1:] == ["tinted"]
-        seconds = float(rest[0]) if len(rest) > tinted else shots.SECONDS
-        return cls(kind, size, clips, seconds, tinted)
+        recoloured = rest.pop() if rest[-1:] and rest[-1] in shots.RECOLOURED else ""
+        return cls(kind, size, clips, float(rest[0]) if rest else shots.SECONDS, recoloured)
 
     @property
     def name(self) -> tuple[str, ...]:
-        """Kind, size, the length where it is another than all clips once had, and whether they are tinted."""
+        """Kind, size, the length where it is another than all clips once had, and how they are recoloured."""
         length = [f"{self.seconds:g}"] if self.seconds != shots.SECONDS else []
-        return (self.kind, self.size, *length, *(["tinted"] if self.tinted else []))
+        return (self.kind, self.size, *length, *([self.recoloured] if self.recoloured else []))
 
     def draw(self, number: int, split: str) -> tuple[Shot, np.random.Generator]:
         """Shot `number`, silent yet, and the generator for the rest of it."""
         rng = np.random.default_rng([number, *" ".join((*self.name, split)).encode()])
         shot = shots.sample_shot(rng, self.kind, split, self.size, self.seconds)
-        return (shots.tint(shot, rng) if self.tinted else shot), rng
+        return (shots.recolour(shot, rng, self.recoloured) if self.recoloured else shot), rng
 
 
 @dataclass(frozen=True)
@@ -128,6 +127,7 @@ class CachePlan:
     shard: int
     sound_only: bool = False
     names: tuple[str, ...] = ()
+    voice_split: str = "train"
 
     def shards(self) -> list[Shard]:
         """All shards, the buckets' by turns, so that an unfinished cache holds of everything."""
@@ -194,7 +194,9 @@ def sound_tokens(audio_vae: AutoencoderKLLTX2Audio, shot: Shot, bank: VoiceBank 
     return encode_audio(audio_vae, log_mel_spectrogram(torch.from_numpy(np.ascontiguousarray(waveform))))
 
 
-def write_shard(shard: Shard, encoder: ClipEncoder, digest: str | None = None, split: str = "train") -> None:
+def write_shard(
+    shard: Shard, encoder: ClipEncoder, digest: str | None = None, split: str = "train", voice_split: str = "train"
+) -> None:
     """Make what is missing of one shard: the shots' JSON first, so that a shard that is there is complete.
 
     digest: of the speaker encoder; None where there is none.
@@ -202,7 +204,7 @@ def write_shard(shard: Shard, encoder: ClipEncoder, digest: str | None = None, s
     drawn = []
     for number in range(shard.start, shard.stop):
         shot, rng = shard.bucket.draw(number, split)
-        drawn.append(speaking.give_voices(shot, encoder.bank, rng, split) if encoder.bank else shot)
+        drawn.append(speaking.give_voices(shot, encoder.bank, rng, voice_split) if encoder.bank else shot)
     if not shard.is_done():
         tensors = {"audio": torch.stack([encoder.audio(shot) for shot in drawn]).half().contiguous()}
         if encoder.vae is not None:
@@ -263,7 +265,7 @@ def check_folder(plan: CachePlan) -> None:
     common.write_atomically(path, lambda file: file.write_text(json.dumps(wanted), encoding="utf-8"))
 
 
-_worker_state: dict[str, tuple[str | None, ClipEncoder]] = {}
+_worker_state: dict[str, tuple[CachePlan, str | None, ClipEncoder]] = {}
 
 
 def _start_worker(plan: CachePlan) -> None:
@@ -272,12 +274,12 @@ def _start_worker(plan: CachePlan) -> None:
     bank = VoiceBank.load(plan.voices) if plan.voices else None
     bank = bank.only(plan.names) if bank and plan.names else bank
     encoder = ClipEncoder(plan.model, bank, with_video=not plan.sound_only)
-    _worker_state["state"] = speaker_digest(plan.model), encoder
+    _worker_state["state"] = plan, speaker_digest(plan.model), encoder
 
 
 def _make_shard(shard: Shard) -> str:
-    digest, encoder = _worker_state["state"]
-    write_shard(shard, encoder, digest)
+    plan, digest, encoder = _worker_state["state"]
+    write_shard(shard, encoder, digest, voice_split=plan.voice_split)
     return shard.path.name
 
 
@@ -291,9 +293,10 @@ def main() -> None:
     arguments = parser.parse_args()
     config = common.load_config(arguments.config)
     buckets = tuple(Bucket.from_config(name, clips) for name, clips in config["clips"].items())
-    sound_only = config.get("sound_only", False)
-    names = tuple(config.get("voices", ()))
-    plan = CachePlan(arguments.out, arguments.model, arguments.voices, buckets, config["shard"], sound_only, names)
+    plan = CachePlan(
+        arguments.out, arguments.model, arguments.voices, buckets, config["shard"], config.get("sound_only", False),
+        tuple(config.get("voices", ())), config.get("voice_split", "train"),
+    )  # fmt: skip
     check_folder(plan)
     digest = speaker_digest(plan.model)
     todo = [shard for shard in plan.shards() if not (shard.is_done() and shard.has_voices(digest))]

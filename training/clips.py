@@ -29,12 +29,13 @@ from training.caption_head import (
 )
 from training.captions_people import shot_caption
 from training.picture_labels import height_labels, picture_labels
-from training.shots import LENGTHS, OPEN_KINDS, SECONDS, Shot, sample_shot, speakers
+from training.shots import LENGTHS, OPEN_KINDS, SECONDS, Shot, recolour, sample_shot, speakers
 from training.sound_labels import UNKNOWN, sound_labels, speaking_labels
 from training.speaking import give_voices
 from training.voices import VoiceBank
 
 PATCH = 2  # latents to a token's side
+SHADED = 0.4  # of the captions of falls and rolls that are read without latents
 
 
 @dataclass(frozen=True)
@@ -195,6 +196,7 @@ class WorldCaptions:
             sample_shot(rng, kind, seconds=float(rng.choice(LENGTHS)) if kind in OPEN_KINDS else SECONDS)
             for kind in rng.choice(self.kinds, count, p=self.shares)
         ]
+        drawn = [recolour(shot, rng, "shaded") if rng.random() < SHADED else shot for shot in drawn]
         if self.bank is not None:
             drawn = [give_voices(shot, self.bank, rng) for shot in drawn]
         texts = [shot_caption(shot, rng) for shot in drawn]

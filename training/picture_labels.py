@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from training.backdrops import AMBIENCES, WALLS
 from training.people import HAIR, SKINS
 from training.shots import Shot, heads, points_of_interest
-from training.world import COLOURS, FPS, SHAPES, heights
+from training.world import COLOURS, FPS, SHADES, SHAPES, heights
 
 _SINGLE = (
     *(("backdrop", name) for name in (*WALLS, *AMBIENCES)),
@@ -25,7 +25,7 @@ _SINGLE = (
     *(("skin", name) for name in SKINS),
     *(("clothes", name) for name in COLOURS),
 )
-_NAMES = (*_SINGLE, *product(COLOURS, SHAPES))
+_NAMES = (*_SINGLE, *product((*COLOURS, *SHADES), SHAPES))
 CLASS_OF = {names: number for number, names in enumerate(_NAMES)}
 CLASSES = len(_NAMES)
 BACKDROPS = len(WALLS) + len(AMBIENCES)  # classes of these come first
@@ -44,7 +44,7 @@ class ClassScores(nn.Linear):
     sums: Tensor
 
     def __init__(self, dim: int) -> None:
-        facts = {names: number for number, names in enumerate((*_SINGLE, *COLOURS, *SHAPES))}
+        facts = {names: number for number, names in enumerate((*_SINGLE, *COLOURS, *SHAPES, *SHADES))}
         super().__init__(dim, len(facts))
         sums = torch.zeros(len(facts), CLASSES)
         for names, number in CLASS_OF.items():

@@ -23,6 +23,7 @@ from training.rolling import Roll, draw_roll, roll_boxes, sample_roll
 
 SIZES = {"square": (128, 128), "landscape": (224, 128), "portrait": (128, 224)}
 KINDS = ("fall", "roll", "talk", "pair", "tour", "view")
+RECOLOURED = ("tinted", "shaded")
 # Kinds of any size and length; all others are square and of SECONDS.
 OPEN_KINDS = ("tour", "view")
 SECONDS = 2.0
@@ -114,16 +115,18 @@ def sample_shot(
     return replace(shot, people=tuple(replace(person, radius=person.radius * narrow) for person in people))
 
 
-def tint(shot: Shot, rng: np.random.Generator) -> Shot:
-    """The same with the colour of its falling or resting shape a little towards another.
+def recolour(shot: Shot, rng: np.random.Generator, how: str) -> Shot:
+    """The same with its falling or resting shape recoloured (`how`, of RECOLOURED): "tinted", its colour a little
+    towards another, or "shaded", in one of `world.SHADES`.
 
-    Between colours that stand for themselves, form is learnt apart from them: see docs/nano-stage2.md.
+    Among colours that stand for themselves, form is learnt apart from them: see docs/nano-stage2.md.
     """
-    if shot.scene is not None:
-        return replace(shot, scene=replace(shot.scene, **world.sample_tint(rng, shot.scene.colour)))
-    if shot.roll is not None:
-        return replace(shot, roll=replace(shot.roll, **world.sample_tint(rng, shot.roll.colour)))
-    return shot
+    body = shot.scene or shot.roll
+    if body is None:
+        return shot
+    drawn = world.sample_shade(rng) if how == "shaded" else world.sample_tint(rng, body.colour)
+    changed = replace(body, **drawn)
+    return replace(shot, roll=changed) if isinstance(changed, Roll) else replace(shot, scene=changed)
 
 
 def _one(rng: np.random.Generator, split: str, anywhere: bool = True) -> tuple[Person, ...]:

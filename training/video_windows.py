@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from training.shots import Shot, babble, heads, points_of_interest, render_frames, sample_shot, tint
+from training.shots import Shot, babble, heads, points_of_interest, recolour, render_frames, sample_shot
 
 # Weight of a head beside that of a mouth or a shape.
 HEAD_SHARE = 0.3
@@ -75,8 +75,8 @@ def is_hard(shot: Shot) -> bool:
 class WindowSource:
     """Windows of rendered clips. A pool is kept, and one clip of it is replaced at each draw.
 
-    config: `tinted`, the share of shots in colours between those that captions name (`shots.tint`), and `hard_share`,
-    that of the falls and rolls which are drawn until they are hard to decode; both are 0 where they are left out.
+    config: `tinted`, the share of shots in colours between those that captions name (`shots.recolour`), and
+    `hard_share`, that of the falls and rolls which are drawn until they are hard to decode; 0 where they are left out.
     """
 
     def __init__(self, config: dict[str, Any], seed: int) -> None:
@@ -107,7 +107,7 @@ class WindowSource:
             while not is_hard(shot):
                 shot = sample_shot(self.rng, kind, "train")
         if self.rng.random() < self.tinted:
-            shot = tint(shot, self.rng)
+            shot = recolour(shot, self.rng, "tinted")
         return make_clip(shot, self.rng)[0]
 
     def _cut(self, clip: Clip, window: Window) -> tuple[np.ndarray, np.ndarray]:

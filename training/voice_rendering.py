@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import argparse
 import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import combinations, product
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +15,25 @@ import numpy as np
 from nava_core.mel import SAMPLING_RATE
 from training.common import load_config, save_arrays
 from training.lexicon import WORDS
-from training.voice_shaping import AnalysedWord, analyse, shape
+from training.voice_shaping import AnalysedWord, analyse, blend, shape
 from training.voice_sources import speak
 from training.voices import Voice, VoiceBank
 
 logger = logging.getLogger(__name__)
 BANK_NAME = "voices.npz"
+
+
+@dataclass(frozen=True)
+class Base:
+    """A speaker's words, and what the config says of it."""
+
+    words: dict[str, AnalysedWord]
+    facts: dict[str, Any]
+
+    @property
+    def pitch(self) -> float:
+        """The median in Hz."""
+        return float(np.median(np.concatenate([word.pitch[word.pitch > 0] for word in self.words.values()])))
 
 
 def spoken_words(name: str, base: dict[str, Any], folder: Path) -> dict[str, AnalysedWord]:
@@ -52,22 +68,32 @@ def render(config: dict[str, Any], folder: Path) -> VoiceBank:
     """All voices of the config; deterministic."""
     voices: list[Voice] = []
     words: dict[str, dict[str, np.ndarray]] = {}
-    for number, (name, base) in enumerate(config["bases"].items()):
-        analysed = spoken_words(name, base, folder)
-        median = float(np.median(np.concatenate([word.pitch[word.pitch > 0] for word in analysed.values()])))
-        even = float(np.mean([word.seconds for word in analysed.values()])) / config["word_seconds"]
+    bases = {name: Base(spoken_words(name, base, folder), base) for name, base in config["bases"].items()}
+    families = [*bases.items(), *_blends(bases, config["blend_shares"])]
+    for number, (name, base) in enumerate(families):
+        even = float(np.mean([word.seconds for word in base.words.values()])) / config["word_seconds"]
         rng = np.random.default_rng([config["seed"], number])
-        for index, (pitch, tract, tempo) in enumerate(variant_factors(config["variants"][base["split"]], config, rng)):
+        split = base.facts["split"]
+        for index, (pitch, tract, tempo) in enumerate(variant_factors(config["variants"][split], config, rng)):
             voice = Voice(
-                f"{name}-{index:02d}", name, base["sex"], round(median * pitch, 1), round(tract, 4), base["split"]
+                f"{name}-{index:02d}", name, base.facts["sex"], round(base.pitch * pitch, 1), round(tract, 4), split
             )
             voices.append(voice)
-            words[voice.name] = {word: shape(parts, pitch, tract, tempo * even) for word, parts in analysed.items()}
+            words[voice.name] = {word: shape(parts, pitch, tract, tempo * even) for word, parts in base.words.items()}
         lengths = [
             len(sound) / SAMPLING_RATE for voice in voices if voice.base == name for sound in words[voice.name].values()
         ]
-        logger.info("%s: %.0f Hz, words of %.2f to %.2f s", name, median, min(lengths), max(lengths))
+        logger.info("%s: %.0f Hz, words of %.2f to %.2f s", name, base.pitch, min(lengths), max(lengths))
     return VoiceBank(voices, words)
+
+
+def _blends(bases: dict[str, Base], shares: Sequence[float]) -> Iterator[tuple[str, Base]]:
+    """Speakers between any two of the training's of one sex, by names such as "awb+joe-25": a quarter of joe's."""
+    pairs = combinations([(name, base) for name, base in bases.items() if base.facts["split"] == "train"], 2)
+    for ((name, one), (other_name, other)), share in product(pairs, shares):
+        if one.facts["sex"] == other.facts["sex"]:
+            mixed = {word: blend(parts, other.words[word], share) for word, parts in one.words.items()}
+            yield f"{name}+{other_name}-{100 * share:.0f}", Base(mixed, {**one.facts, "split": "blended"})
 
 
 def render_from_arguments() -> None:

@@ -39,6 +39,28 @@ COLOURS: dict[str, tuple[int, int, int]] = {
     "purple": (172, 62, 214),
     "white": (246, 246, 246),
 }
+# Of shapes in training alone: neighbours on every side of the colours above, so that a form in a colour that it is
+# never trained in lies between forms that are. Evaluations ask for the colours above.
+SHADES: dict[str, tuple[int, int, int]] = {
+    "cyan": (30, 205, 225),
+    "navy": (24, 58, 168),
+    "indigo": (92, 72, 232),
+    "azure": (120, 185, 255),
+    "teal": (12, 140, 140),
+    "mint": (130, 235, 165),
+    "lime": (150, 225, 40),
+    "olive": (120, 140, 30),
+    "moss": (60, 120, 40),
+    "maroon": (140, 24, 40),
+    "magenta": (225, 40, 140),
+    "pink": (246, 120, 170),
+    "coral": (250, 110, 95),
+    "amber": (222, 178, 30),
+    "brown": (130, 84, 50),
+    "cream": (250, 236, 190),
+    "silver": (190, 194, 200),
+    "lavender": (195, 160, 245),
+}
 BACKGROUNDS: dict[str, tuple[int, int, int]] = {
     "night blue": (26, 32, 62),
     "warm beige": (178, 150, 122),
@@ -53,8 +75,10 @@ DROPS = {"low": 0.26, "high": 0.46}
 # Up to which release time a release is called by which word.
 RELEASES = {"at once": 0.2, "a little later": 0.65, "much later": 9.0}
 
-# How far the colour of a tinted shape lies towards another at most, so that it is still called by its own.
+# How far the colour of a tinted shape lies towards another at most, so that it is still called by its own; and that of
+# a shape in a shade, whose neighbours are nearer.
 MOST_TINT = 0.5
+MOST_SHADE_TINT = 0.15
 
 HELD_OUT_PAIRS = frozenset(
     {("red", "cube"), ("yellow", "ball"), ("green", "triangle"), ("blue", "star"), ("white", "cube")}
@@ -118,7 +142,8 @@ class Contact:
 
 def tinted(colour: str, tint: str | None, share: float) -> tuple[float, float, float]:
     """The red, green and blue of `colour` with `share` of another mixed in."""
-    mixed = zip(COLOURS[colour], COLOURS[tint or colour], strict=True)
+    colours = COLOURS | SHADES
+    mixed = zip(colours[colour], colours[tint or colour], strict=True)
     red, green, blue = (own + share * (other - own) for own, other in mixed)
     return red, green, blue
 
@@ -127,6 +152,12 @@ def sample_tint(rng: np.random.Generator, colour: str) -> dict[str, Any]:
     """A tint for a shape of `colour`: fields of `Scene` and of `training.rolling.Roll`."""
     others = [name for name in COLOURS if name != colour]
     return {"tint": others[rng.integers(len(others))], "tint_share": float(rng.uniform(0, MOST_TINT))}
+
+
+def sample_shade(rng: np.random.Generator) -> dict[str, Any]:
+    """A shade for a shape, a little towards some colour: fields of `Scene` and of `training.rolling.Roll`."""
+    shade, other = list(SHADES)[rng.integers(len(SHADES))], list(COLOURS)[rng.integers(len(COLOURS))]
+    return {"colour": shade, "tint": other, "tint_share": float(rng.uniform(0, MOST_SHADE_TINT))}
 
 
 def sample_scene(rng: np.random.Generator, pairs: str = "train") -> Scene:
