@@ -1,4 +1,4 @@
-"""The gallery's library, what its cards ask for, and what goes back into the form."""
+"""The gallery's library and what its cards ask for."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import sqlite3
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import gradio as gr
 import pytest
-from gallery_page import SPEC, Heard, gallery_page, make_clip
+from gallery_page import Heard, gallery_page, make_clip
 from gradio.utils import get_upload_folder
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -23,16 +23,15 @@ from studio_server import get
 
 from nava_core.engine.jobs import Job, UnknownJob
 from nava_core.media import probe, read_recipe
-from nava_core.request import GenerationRequest, RequestError
+from nava_core.request import RequestError
 from ui import gallery_handlers, gallery_views, recipe_drop
 from ui.catalogue import Catalogue
 from ui.gallery import build_gallery
 from ui.gallery_handlers import Action, Filters
 from ui.library.clips import Clip, UnknownClip
 from ui.library.gallery import GALLERY_DATABASE, TRASH_SECONDS, Gallery, private_paths
-from ui.reuse import PARTS, reused_form
+from ui.reuse import PARTS
 from ui.service import Service
-from ui.state import form_values
 
 TEXT = Catalogue("en")
 NASTY = "<img src=x onerror='window.bad=1'> & \"quoted\" {{this}} ${1+1}"
@@ -441,91 +440,6 @@ def test_what_is_not_ours_is_said(
     assert "no uploaded file" in outside[panel.drop.notice]["value"]
     with pytest.raises(RequestError, match="holds no recipe"):
         recipe_drop.dropped_recipe(TEXT, str(foreign), "x")
-
-
-# Back into the form
-
-
-NOW = form_values(GenerationRequest("now", seed=0), SPEC) | {"voices": []}
-
-
-def test_all_of_a_recipe_makes_the_form_that_wrote_it(clips: dict[str, Job]) -> None:
-    recipe = clips["film"].recipe
-    changed, messages = reused_form(NOW, recipe, PARTS, SPEC)
-    assert messages == []
-    assert changed == {"prompt": "A red ball ~~Hello there~~", "seed": "101", "random_seed": False}
-    assert NOW | changed == form_values(clips["film"].request, SPEC) | {"random_seed": False, "voices": []}
-
-
-def test_only_the_asked_part_changes(clips: dict[str, Job], tmp_path: Path) -> None:
-    voice = tmp_path / "v.wav"
-    voice.touch()
-    recipe = clips["film"].recipe | {"speakers": [None, str(voice)], "image": str(voice), "num_inference_steps": 9}
-    for part, names in {
-        "prompt": {"prompt"},
-        "voices": {"voices"},
-        "frame": {"image"},
-        "seed": {"seed", "random_seed"},
-        "new_seed": {"random_seed"},
-        "settings": {"steps"},
-    }.items():
-        changed, messages = reused_form(NOW, recipe, [part], SPEC)
-        assert set(changed) == names and messages == [], part
-    assert reused_form(NOW, recipe, ["new_seed"], SPEC)[0] == {"random_seed": True}
-    assert reused_form(NOW, recipe, ["voices"], SPEC)[0]["voices"] == [None, str(voice)]
-    assert reused_form(NOW, recipe, ["nothing"], SPEC) == ({}, [])
-
-
-def test_what_todays_model_cannot_do_is_said_and_the_rest_restored(clips: dict[str, Job]) -> None:
-    recipe = clips["film"].recipe | {
-        "width": 1280,
-        "height": 704,
-        "num_frames": 241,
-        "num_inference_steps": 7,
-        "speakers": ["anna.wav"],
-        "image": "/gone/first.png",
-        "seed": -1,
-        "guidance": {"video": 99, "audio": 5.0, "align": "yes", "warmth": 2},
-        "negative_prompt": ["x"],
-        "modality": "smell",
-    }
-    changed, messages = reused_form(NOW, recipe, PARTS, replace(SPEC, accepts_images=True))
-    assert changed == {"prompt": recipe["prompt"], "steps": 7, "audio": 5.0, "voices": [None]}
-    said = "\n".join(messages)
-    for words in (
-        "Size: nava-nano does not make 1280 × 704",
-        "Length: the clip would be 10.00 s",
-        "Voices: anna.wav is not kept",
-        "First frame: first.png",
-        "Seed: seed is -1",
-        "guidance video is 99",
-        "warmth",
-        "guidance align is 'yes'",
-        "Negative prompt",
-        "Make: modality is 'smell'",
-    ):
-        assert words in said, words
-    unable = replace(SPEC, accepts_images=False, accepts_speakers=False)
-    changed, messages = reused_form(NOW, recipe, ["voices", "frame"], unable)
-    assert changed == {} and len(messages) == 2
-    in_chinese = reused_form(NOW, recipe | {"fps": 16}, ["settings"], SPEC, Catalogue("zh"))[1]
-    assert any("每秒 16 帧" in words for words in in_chinese)
-
-
-JSON = st.recursive(
-    st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats() | st.text(max_size=300),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=12), inner, max_size=3),
-    max_leaves=6,
-)
-FIELDS = [*(item.name for item in fields(GenerationRequest)), "model", "anything"]
-
-
-@settings(max_examples=200)
-@given(st.dictionaries(st.sampled_from(FIELDS), JSON))
-def test_no_recipe_breaks_the_form(recipe: dict[str, Any]) -> None:
-    changed, messages = reused_form(NOW, recipe, PARTS, SPEC)
-    assert set(changed) <= {*NOW, "random_seed"} and all(isinstance(words, str) for words in messages)
-    assert all(kept is None or Path(kept).is_file() for kept in changed.get("voices", ()))
 
 
 # The page as it is served

@@ -12,6 +12,7 @@ Both also run as `torchrun --standalone --nproc-per-node 2 -m training.video_vae
 from __future__ import annotations
 
 import argparse
+import copy
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -59,8 +60,13 @@ def training_loss(
     config: dict[str, Any],
     freeze_encoder: bool = False,
     progress: float = 1.0,
+    anchor: AutoencoderKLWan | None = None,
 ) -> tuple[torch.Tensor, dict[str, float]]:
-    """Loss of one batch: reconstruction from noisy latents and the pull of the latents to unit scale."""
+    """Loss of one batch: reconstruction from noisy latents and the pull of the latents to unit scale.
+
+    anchor: the autoencoder that a run began with, near whose latents those of now are kept, except where a shape that
+    falls or is struck is (`video_windows.SHAPE_WEIGHT`): what was made of all else stays valid.
+    """
     with torch.set_grad_enabled(not freeze_encoder):
         mean, log_variance = encode_moments(vae, pixels).chunk(2, dim=1)
     log_variance = log_variance.clamp(-12, 4)
@@ -70,7 +76,15 @@ def training_loss(
     reconstruction = reconstruction_loss(decode_pixels(vae, latents), pixels, mask, config, progress)
     kl = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).mean()
     loss = reconstruction if freeze_encoder else reconstruction + config["kl"] * kl
+    drift = torch.zeros(())
+    if anchor is not None:
+        with torch.no_grad():
+            before = encode_moments(anchor, pixels).chunk(2, dim=1)[0]
+        kept = F.adaptive_max_pool3d(mask, mean.shape[2:]) <= 1
+        drift = ((mean - before).square() * kept).sum() / (kept.sum() * mean.shape[1]).clamp(min=1)
+        loss = loss + config["anchor"] * drift
     return loss, {
+        "drift": drift.item() ** 0.5,
         "reconstruction": reconstruction.item(),
         "kl": kl.item(),
         "latent_spread": mean.detach().std().item(),
@@ -128,6 +142,8 @@ class Trainer:
             self.vae.load_state_dict(trained.state_dict())
         else:
             start_quietly(self.vae)
+        anchored = stage == "joint" and config["loss"].get("anchor")
+        self.anchor = copy.deepcopy(self.vae).requires_grad_(False) if anchored else None
         self.averaged = use_fast_norms(build(config["model"])).requires_grad_(False)
         self.log = common.MetricsLog(folder / "metrics.jsonl")
         self.step, spent = 0, 0.0
@@ -222,7 +238,7 @@ class Trainer:
         frozen = self.stage == "decoder"
         sharpness = 1.0 if frozen else progress
         with common.mixed_precision(self.config["precision"]):
-            loss, values = training_loss(self.vae, pixels, mask, self.config["loss"], frozen, sharpness)
+            loss, values = training_loss(self.vae, pixels, mask, self.config["loss"], frozen, sharpness, self.anchor)
         self.vae.zero_grad(set_to_none=True)
         loss.backward()
         self.ranks.average_gradients([value for value in self.vae.parameters() if value.requires_grad])
@@ -258,8 +274,8 @@ def main() -> None:
     if trainer.ranks.index > 0:
         return
     vae, output = trainer.average(), Path(config["output"])
-    if arguments.stage == "decoder":
-        published = AutoencoderKLWan.load_config(output)
+    if arguments.stage == "decoder" or trainer.anchor is not None:  # latents keep their scale
+        published = AutoencoderKLWan.load_config(config["weights"] or output)
         mean, std = published["latents_mean"], published["latents_std"]
     else:
         mean, std = latent_statistics(vae, config["statistics_clips"], config["kinds"])

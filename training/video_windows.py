@@ -8,10 +8,21 @@ from typing import Any
 import numpy as np
 import torch
 
-from training.shots import Shot, babble, heads, points_of_interest, recolour, render_frames, sample_shot
+from training.shots import (
+    RECOLOURED,
+    Shot,
+    babble,
+    heads,
+    points_of_interest,
+    recolour,
+    render_frames,
+    sample_shot,
+)  # fmt: skip
 
 # Weight of a head beside that of a mouth or a shape.
 HEAD_SHARE = 0.3
+# Of a shape that falls or is struck; a shape in any other clip has 1.
+SHAPE_WEIGHT = 1.5
 
 
 def to_pixels(frames: np.ndarray) -> torch.Tensor:
@@ -42,8 +53,8 @@ class Window:
 
 @dataclass(frozen=True)
 class Clip:
-    """`frames` uint8; `boxes` (n, frames, 4) of mouths or the shape; `mask` (frames, height, width) in [0, 1]; `moving`
-    frame numbers."""
+    """`frames` uint8; `boxes` (n, frames, 4) of mouths or the shape; `mask` (frames, height, width), at most 1 or,
+    of falls and rolls, SHAPE_WEIGHT; `moving` frame numbers."""
 
     frames: np.ndarray
     boxes: np.ndarray
@@ -63,6 +74,7 @@ def make_clip(shot: Shot, rng: np.random.Generator) -> tuple[Clip, list[np.ndarr
     inside = mask == mask.max()
     change = np.abs(np.diff(frames.astype(np.int16), axis=0)).sum(-1) * inside[1:]
     moving = np.flatnonzero((change > 24).sum((1, 2)) > 3)
+    mask *= SHAPE_WEIGHT if shot.kind in ("fall", "roll") else 1
     return Clip(frames, boxes, mask, moving if len(moving) else np.arange(len(frames) - 1)), openings
 
 
@@ -75,7 +87,7 @@ def is_hard(shot: Shot) -> bool:
 class WindowSource:
     """Windows of rendered clips. A pool is kept, and one clip of it is replaced at each draw.
 
-    config: `tinted`, the share of shots in colours between those that captions name (`shots.recolour`), and
+    config: `tinted` and `shaded`, the shares of shots whose shape is so recoloured (`shots.recolour`), and
     `hard_share`, that of the falls and rolls which are drawn until they are hard to decode; 0 where they are left out.
     """
 
@@ -85,7 +97,8 @@ class WindowSource:
         self.moving_share, self.shape_share = config["moving_share"], config["shape_share"]
         self.kinds = list(config["kinds"])
         self.kind_shares = np.array(list(config["kinds"].values())) / sum(config["kinds"].values())
-        self.tinted, self.hard_share = config.get("tinted", 0.0), config.get("hard_share", 0.0)
+        self.hard_share = config.get("hard_share", 0.0)
+        self.recoloured = {how: config.get(how, 0.0) for how in RECOLOURED}
         self.pool = [self._clip() for _ in range(config["pool"])]
 
     def draw(self, progress: float, sizes: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor]:
@@ -106,8 +119,10 @@ class WindowSource:
         if kind in ("fall", "roll") and self.rng.random() < self.hard_share:
             while not is_hard(shot):
                 shot = sample_shot(self.rng, kind, "train")
-        if self.rng.random() < self.tinted:
-            shot = recolour(shot, self.rng, "tinted")
+        drawn, limit = self.rng.random(), 0.0
+        for how, share in self.recoloured.items():
+            if limit <= drawn < (limit := limit + share):
+                shot = recolour(shot, self.rng, how)
         return make_clip(shot, self.rng)[0]
 
     def _cut(self, clip: Clip, window: Window) -> tuple[np.ndarray, np.ndarray]:
