@@ -27,8 +27,6 @@ from nava_core.engine.vitals import ALONE_SECONDS, Vitals
 from nava_core.engine.wire import Alive, GroupBroken, Switchboard, Unsurvivable, dial, ready_among
 from nava_core.request import GenerationCancelled, GenerationRequest, RequestError
 
-CLIP = GenerationRequest("一个圆球 ~~你好~~", width=96, height=64, num_frames=13, num_inference_steps=3, seed=5)
-
 
 def test_vitals_tell_work_and_waiting_for_work_from_rest() -> None:
     """Of a process alone, and of one whose child works for it."""
@@ -92,7 +90,7 @@ def attempt(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[BaseException
             raise error
 
         monkeypatch.setattr(rank_module, "run_together", fail)
-        return rank._attempt(Task("job", CLIP, Path("clip")))
+        return rank._attempt(Task("job", GenerationRequest("a ball"), Path("clip")))
 
     yield run
     torch.distributed.destroy_process_group()

@@ -194,16 +194,14 @@ def sound_tokens(audio_vae: AutoencoderKLLTX2Audio, shot: Shot, bank: VoiceBank 
     return encode_audio(audio_vae, log_mel_spectrogram(torch.from_numpy(np.ascontiguousarray(waveform))))
 
 
-def write_shard(
-    shard: Shard, encoder: ClipEncoder, digest: str | None = None, split: str = "train", voice_split: str = "train"
-) -> None:
+def write_shard(shard: Shard, encoder: ClipEncoder, digest: str | None = None, voice_split: str = "train") -> None:
     """Make what is missing of one shard: the shots' JSON first, so that a shard that is there is complete.
 
     digest: of the speaker encoder; None where there is none.
     """
     drawn = []
     for number in range(shard.start, shard.stop):
-        shot, rng = shard.bucket.draw(number, split)
+        shot, rng = shard.bucket.draw(number, "train")
         drawn.append(speaking.give_voices(shot, encoder.bank, rng, voice_split) if encoder.bank else shot)
     if not shard.is_done():
         tensors = {"audio": torch.stack([encoder.audio(shot) for shot in drawn]).half().contiguous()}

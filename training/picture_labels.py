@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from training.backdrops import AMBIENCES, WALLS
 from training.people import HAIR, SKINS
 from training.shots import Shot, heads, points_of_interest
-from training.world import COLOURS, FPS, SHADES, SHAPES, heights
+from training.world import ALL_COLOURS, COLOURS, FPS, SHADES, SHAPES, heights
 
 _SINGLE = (
     *(("backdrop", name) for name in (*WALLS, *AMBIENCES)),
@@ -25,7 +25,7 @@ _SINGLE = (
     *(("skin", name) for name in SKINS),
     *(("clothes", name) for name in COLOURS),
 )
-_NAMES = (*_SINGLE, *product((*COLOURS, *SHADES), SHAPES))
+_NAMES = (*_SINGLE, *product(ALL_COLOURS, SHAPES))
 CLASS_OF = {names: number for number, names in enumerate(_NAMES)}
 CLASSES = len(_NAMES)
 BACKDROPS = len(WALLS) + len(AMBIENCES)  # classes of these come first

@@ -142,7 +142,7 @@ class Trainer:
             self.vae.load_state_dict(trained.state_dict())
         else:
             start_quietly(self.vae)
-        anchored = stage == "joint" and config["loss"].get("anchor")
+        anchored = stage == "joint" and config["weights"] and config["loss"].get("anchor")
         self.anchor = copy.deepcopy(self.vae).requires_grad_(False) if anchored else None
         self.averaged = use_fast_norms(build(config["model"])).requires_grad_(False)
         self.log = common.MetricsLog(folder / "metrics.jsonl")
@@ -275,7 +275,7 @@ def main() -> None:
         return
     vae, output = trainer.average(), Path(config["output"])
     if arguments.stage == "decoder" or trainer.anchor is not None:  # latents keep their scale
-        published = AutoencoderKLWan.load_config(config["weights"] or output)
+        published = AutoencoderKLWan.load_config(output if arguments.stage == "decoder" else config["weights"])
         mean, std = published["latents_mean"], published["latents_std"]
     else:
         mean, std = latent_statistics(vae, config["statistics_clips"], config["kinds"])

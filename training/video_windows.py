@@ -8,21 +8,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from training.shots import (
-    RECOLOURED,
-    Shot,
-    babble,
-    heads,
-    points_of_interest,
-    recolour,
-    render_frames,
-    sample_shot,
-)  # fmt: skip
+from training.shots import RECOLOURED, Shot, babble, heads, points_of_interest, recolour, render_frames, sample_shot
 
 # Weight of a head beside that of a mouth or a shape.
 HEAD_SHARE = 0.3
 # Of a shape that falls or is struck; a shape in any other clip has 1.
 SHAPE_WEIGHT = 1.5
+SHAPE_KINDS = ("fall", "roll")
 
 
 def to_pixels(frames: np.ndarray) -> torch.Tensor:
@@ -74,7 +66,7 @@ def make_clip(shot: Shot, rng: np.random.Generator) -> tuple[Clip, list[np.ndarr
     inside = mask == mask.max()
     change = np.abs(np.diff(frames.astype(np.int16), axis=0)).sum(-1) * inside[1:]
     moving = np.flatnonzero((change > 24).sum((1, 2)) > 3)
-    mask *= SHAPE_WEIGHT if shot.kind in ("fall", "roll") else 1
+    mask *= SHAPE_WEIGHT if shot.kind in SHAPE_KINDS else 1
     return Clip(frames, boxes, mask, moving if len(moving) else np.arange(len(frames) - 1)), openings
 
 
@@ -98,7 +90,8 @@ class WindowSource:
         self.kinds = list(config["kinds"])
         self.kind_shares = np.array(list(config["kinds"].values())) / sum(config["kinds"].values())
         self.hard_share = config.get("hard_share", 0.0)
-        self.recoloured = {how: config.get(how, 0.0) for how in RECOLOURED}
+        recoloured = [config.get(how, 0.0) for how in RECOLOURED]
+        self.recolour_shares = [*recoloured, 1 - sum(recoloured)]
         self.pool = [self._clip() for _ in range(config["pool"])]
 
     def draw(self, progress: float, sizes: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor]:
@@ -116,13 +109,12 @@ class WindowSource:
     def _clip(self) -> Clip:
         kind = self.kinds[self.rng.choice(len(self.kinds), p=self.kind_shares)]
         shot = sample_shot(self.rng, kind, "train")
-        if kind in ("fall", "roll") and self.rng.random() < self.hard_share:
+        if kind in SHAPE_KINDS and self.rng.random() < self.hard_share:
             while not is_hard(shot):
                 shot = sample_shot(self.rng, kind, "train")
-        drawn, limit = self.rng.random(), 0.0
-        for how, share in self.recoloured.items():
-            if limit <= drawn < (limit := limit + share):
-                shot = recolour(shot, self.rng, how)
+        how = str(self.rng.choice([*RECOLOURED, ""], p=self.recolour_shares))
+        if how:
+            shot = recolour(shot, self.rng, how)
         return make_clip(shot, self.rng)[0]
 
     def _cut(self, clip: Clip, window: Window) -> tuple[np.ndarray, np.ndarray]:

@@ -71,19 +71,20 @@ def render(config: dict[str, Any], folder: Path) -> VoiceBank:
     bases = {name: Base(spoken_words(name, base, folder), base) for name, base in config["bases"].items()}
     families = [*bases.items(), *_blends(bases, config["blend_shares"])]
     for number, (name, base) in enumerate(families):
+        median = base.pitch
         even = float(np.mean([word.seconds for word in base.words.values()])) / config["word_seconds"]
         rng = np.random.default_rng([config["seed"], number])
         split = base.facts["split"]
         for index, (pitch, tract, tempo) in enumerate(variant_factors(config["variants"][split], config, rng)):
             voice = Voice(
-                f"{name}-{index:02d}", name, base.facts["sex"], round(base.pitch * pitch, 1), round(tract, 4), split
+                f"{name}-{index:02d}", name, base.facts["sex"], round(median * pitch, 1), round(tract, 4), split
             )
             voices.append(voice)
             words[voice.name] = {word: shape(parts, pitch, tract, tempo * even) for word, parts in base.words.items()}
         lengths = [
             len(sound) / SAMPLING_RATE for voice in voices if voice.base == name for sound in words[voice.name].values()
         ]
-        logger.info("%s: %.0f Hz, words of %.2f to %.2f s", name, base.pitch, min(lengths), max(lengths))
+        logger.info("%s: %.0f Hz, words of %.2f to %.2f s", name, median, min(lengths), max(lengths))
     return VoiceBank(voices, words)
 
 

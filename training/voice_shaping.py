@@ -76,7 +76,7 @@ def _bands(word: AnalysedWord) -> np.ndarray:
     """What is said, whoever says it, (frames, BANDS): levels in dB on a mel scale, less their means over the word."""
     nyquist, last = SAMPLING_RATE / 2, word.envelope.shape[1] - 1
     hertz = 700 * (np.geomspace(1, 1 + nyquist / 700, BANDS + 1) - 1)
-    edges = np.unique(np.rint(last * hertz / nyquist).astype(int))
+    edges = np.rint(last * hertz / nyquist).astype(int)
     levels = 10 * np.log10(np.add.reduceat(word.envelope, edges[:-1], axis=1) / np.diff(edges))
     levels = np.maximum(levels, levels.max() - BAND_DECIBELS)
     return levels - levels.mean(axis=0)

@@ -61,6 +61,7 @@ SHADES: dict[str, tuple[int, int, int]] = {
     "silver": (190, 194, 200),
     "lavender": (195, 160, 245),
 }
+ALL_COLOURS = COLOURS | SHADES
 BACKGROUNDS: dict[str, tuple[int, int, int]] = {
     "night blue": (26, 32, 62),
     "warm beige": (178, 150, 122),
@@ -142,8 +143,7 @@ class Contact:
 
 def tinted(colour: str, tint: str | None, share: float) -> tuple[float, float, float]:
     """The red, green and blue of `colour` with `share` of another mixed in."""
-    colours = COLOURS | SHADES
-    mixed = zip(colours[colour], colours[tint or colour], strict=True)
+    mixed = zip(ALL_COLOURS[colour], ALL_COLOURS[tint or colour], strict=True)
     red, green, blue = (own + share * (other - own) for own, other in mixed)
     return red, green, blue
 
