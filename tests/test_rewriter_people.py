@@ -19,10 +19,13 @@ from rewriter.offline import composer, people
 from rewriter.offline.composer import compose_caption
 from rewriter.offline.people import LOOKS, read_people
 from rewriter.offline.setting import shown_camera, shown_place
+from rewriter.offline.words import both
 from training import captions_people, lexicon, speaking
 from training.backdrops import AMBIENCES, WALLS
 from training.canvas import CAMERAS
+from training.measure import _to_lab
 from training.shots import SECONDS, Shot, sample_shot, speakers
+from training.world import COLOURS, SHADES
 
 STARTS = {1: (people.LONE_START,), 2: (people.FIRST_START, people.FIRST_START + people.PAUSE)}
 
@@ -122,6 +125,12 @@ def test_lines_begin_when_training_s_do() -> None:
         ("Two women talk: the left woman says ~~hello~~, the right woman ~~go~~", ["右侧的女人约1.1秒时"]),
         ("A black-haired man and a blond woman. The woman says ~~go~~. He says ~~no~~", ["金色长发", "男人约1.1"]),
         ("a man says ~~go~~ on the right, a lady in red on the left says ~~yes~~", ["左侧的女人约1.1"]),
+        ("a woman with chestnut hair in a teal shirt says ~~hello~~", ["留着棕色长发、穿绿色上衣的女人"]),
+        ("一个栗色头发、穿栗色上衣的男人说：~~hello~~", ["留着棕色短发、穿红色上衣的男人"]),
+        ("A silver-haired man in navy says ~~stop~~", ["留着灰色短发、穿蓝色上衣的男人"]),
+        ("a tan-skinned woman with brown hair in pink: ~~go~~", ["皮肤小麦色、留着棕色长发、穿红色上衣"]),
+        ("a silver woman says ~~go~~", ["留着灰色长发"]),
+        ("a woman in cream says ~~go~~, a man says ~~yes~~", ["穿白色上衣的女人", "穿红色上衣的男人"]),
         ("a man says ~~go~~ at 0.5 s and a woman says ~~yes~~", ["男人约0.5秒时", "女人约1.4秒时"]),
     ],
 )  # fmt: skip
@@ -154,6 +163,7 @@ def test_people_are_understood(prompt: str, parts: list[str]) -> None:
         "A woman with long red hair in a blue shirt walks through a rainy street and says ~~hello~~",
         "写实电影风格，一位留着灰白胡子的老船长望向镜头，一个女人用沙哑的声音说：~~你好~~",
         "a woman with black hair, her hair is red, says ~~hello~~",
+        "a man in a teal shirt, his shirt is green, says ~~hello~~",
     ],
 )
 def test_other_prompts_keep_their_words(prompt: str) -> None:
@@ -173,6 +183,32 @@ def test_what_was_chosen_and_left_out_is_told() -> None:
         "chosen for you: left person skin light, hair black, hair style short, clothes red, column left; "
         "right person skin light, hair black, hair style long, column right; background pale blue; line 1 at 0.2 s"
     )
+
+
+def test_people_wear_the_nearest_of_training_s_clothes_and_the_notes_say_so() -> None:
+    lexicon = composer.data("lexicon.json")
+    nearest = lexicon["people"]["clothes_of_shades"]
+    assert set(nearest) == set(SHADES) and set(lexicon["facts"]["colour"]) == {*COLOURS, *SHADES}
+    for shade, colour in nearest.items():
+        shown = captions_people.WORDS["clothes"][colour]["zh"][0]
+        beside_walls = [phrase for phrase, meaning in lexicon["colour_of_things"].items() if meaning == shade]
+        for phrase in (*both(lexicon["facts"]["colour"][shade]), *beside_walls):
+            english = phrase.isascii()
+            prompt = f"a woman in a {phrase} shirt says ~~go~~" if english else f"一个穿{phrase}上衣的女人说：~~go~~"
+            caption, notes = compose_caption(lock(prompt))
+            assert f"穿{shown}上衣" in caption and f"clothes {colour} for {shade}, " in notes[1], phrase
+
+
+def test_the_clothes_for_a_shade_are_of_a_colour_near_it() -> None:
+    """Of the two nearest, in light or to the eye: which word a colour goes by is not a distance alone."""
+    nearest = composer.data("lexicon.json")["people"]["clothes_of_shades"]
+    shades, colours = (np.array([*values.values()], dtype=float) for values in (SHADES, COLOURS))
+    near: dict[str, set[str]] = {shade: set() for shade in SHADES}
+    for a, b in ((shades, colours), (_to_lab(shades), _to_lab(colours))):
+        order = np.linalg.norm(a[:, None] - b[None], axis=-1).argsort(axis=1)
+        for shade, two in zip(SHADES, order[:, :2], strict=True):
+            near[shade] |= {list(COLOURS)[number] for number in two}
+    assert all(colour in near[shade] for shade, colour in nearest.items())
 
 
 PIECES = (

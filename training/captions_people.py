@@ -12,6 +12,7 @@ from training.captions import CAMERAS_ZH, MOMENTS_ZH, SIDES_ZH, STYLES_ZH, Wordi
 from training.captions_roll import WALLS, roll_caption
 from training.people import Person
 from training.shots import Shot, speakers
+from training.world import COLOURS
 
 # The first wording of each is the one to show to people.
 WORDS: dict[str, dict[str, dict[str, tuple[str, ...]]]] = {
@@ -36,7 +37,7 @@ WORDS: dict[str, dict[str, dict[str, tuple[str, ...]]]] = {
         "tan": {"zh": ("小麦色", "浅棕色"), "en": ("tan", "tanned")},
         "dark": {"zh": ("深色", "黝黑"), "en": ("dark",)},
     },
-    "clothes": captions.WORDS["colour"],
+    "clothes": {colour: captions.WORDS["colour"][colour] for colour in COLOURS},
     "column": captions.WORDS["column"],
     "backdrop": {
         **WALLS,

@@ -134,15 +134,21 @@ def _whole_looks(people: list[Person]) -> tuple[dict[int, dict[str, str]], list[
     """Sex and every look of each person by the number of the line, and what of it was chosen here."""
     columns = _places(people) if len(people) == 2 else [people[0].column or "centre"]
     whole, chosen = {}, []
-    taken = {person.clothes for person in people}
+    taken = {_worn(person.clothes) for person in people}
     for person, column in zip(people, columns, strict=True):
         defaults = _defaults(person, column, taken)
-        looks = {look: getattr(person, look) or defaults[look] for look in LOOKS}
+        asked = {look: getattr(person, look) for look in LOOKS}
+        looks = {look: asked[look] or defaults[look] for look in LOOKS}
+        looks["clothes"] = _worn(looks["clothes"])
         taken.add(looks["clothes"])
         whole[person.line or 0] = {"sex": person.sex, **looks}
-        missing = [f"{look.replace('_', ' ')} {looks[look]}" for look in LOOKS if not getattr(person, look)]
-        if missing:
-            chosen.append((f"{column} person " if len(people) == 2 else "") + ", ".join(missing))
+        others = [
+            f"{look.replace('_', ' ')} {looks[look]}" + (f" for {asked[look]}" if asked[look] else "")
+            for look in LOOKS
+            if looks[look] != asked[look]
+        ]
+        if others:
+            chosen.append((f"{column} person " if len(people) == 2 else "") + ", ".join(others))
     return whole, chosen
 
 
@@ -161,6 +167,21 @@ def _defaults(person: Person, column: str, taken: set[str]) -> dict[str, str]:
     clothes = next(colour for colour in lexicon["default_clothes"] if colour not in taken)
     style = lexicon["default_hair_style"][person.sex]
     return {**lexicon["defaults"], "hair_style": style, "clothes": clothes, "column": column}
+
+
+def _worn(colour: str) -> str:
+    """The colour of clothes for one that is asked for: shades are of shapes alone, and people wear the nearest."""
+    nearest: dict[str, str] = data("lexicon.json")["people"]["clothes_of_shades"]
+    return nearest.get(colour, colour)
+
+
+def _is_of_hair(means: dict[str, str]) -> bool:
+    """Whether a word without a noun tells of hair, as in "a blond woman": it means nothing else that people have.
+
+    A shade, as in "a silver woman", is a colour that their clothes do not have.
+    """
+    colour = means.get("clothes", "")
+    return set(means) - ({"clothes"} if _worn(colour) != colour else set()) == {"hair"}
 
 
 def _shown(fact: str, value: str) -> str:
@@ -304,7 +325,7 @@ class _Reader:
         words, self._words = self._words, []
         for word in words:
             means = describing[word]
-            about = noun or self._noun or ("hair" if set(means) == {"hair"} else "")  # a blond woman
+            about = noun or self._noun or ("hair" if _is_of_hair(means) else "")
             if about not in means and "backdrop" in means and word in alone:
                 about = "backdrop"
             looks = [look for look in ("hair", "hair_style") if look in means] if about == "hair" else [about]
