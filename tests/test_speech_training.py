@@ -181,27 +181,6 @@ def test_shaping_changes_pitch_formants_and_tempo() -> None:
     assert plain.std() == pytest.approx(LOUDNESS, rel=0.25)
 
 
-def test_a_blend_is_between_its_two_speakers_in_the_time_of_the_first() -> None:
-    pytest.importorskip("pyworld")
-    from training.voice_shaping import analyse, blend
-
-    def vowels(seconds: float, formants: tuple[float, float]) -> np.ndarray:
-        time = np.arange(round(seconds * RATE)) / RATE
-        halves = [
-            sum(np.sin(2 * np.pi * 120 * k * time) * np.exp(-(((120 * k - at) / 300) ** 2)) for k in range(1, 40))
-            for at in formants
-        ]
-        return np.where(time < seconds / 2, *halves) * np.hanning(len(time)) ** 0.2
-
-    one, other = analyse(vowels(0.5, (700, 2000)), RATE), analyse(vowels(0.4, (800, 2300)), RATE)
-    for share in (0.0, 0.5, 1.0):
-        mixed = blend(one, other, share)
-        assert len(mixed.envelope) == len(one.envelope) and np.array_equal(mixed.pitch, one.pitch)
-        for moment, low, high in ((0.25, 700, 800), (0.75, 2000, 2300)):
-            peak = mixed.envelope[int(moment * len(mixed.envelope))].argmax() * RATE / 2 / (mixed.envelope.shape[1] - 1)
-            assert peak == pytest.approx(low + share * (high - low), abs=120)
-
-
 def test_word_errors_are_the_least_edits() -> None:
     assert word_errors(["yes", "moon"], ["yes", "moon"]) == 0
     assert word_errors(["yes", "moon", "go"], ["yes", "go"]) == 1

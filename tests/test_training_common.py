@@ -203,7 +203,7 @@ def test_gradients_reach_what_is_trained(tiny: video_vae.AutoencoderKLWan, freez
 def test_the_mask_holds_what_changes(kind: str) -> None:
     for seed in range(4):
         rng = np.random.default_rng(seed)
-        clip, openings = video_windows.make_clip(shots.sample_shot(rng, kind, "all"), rng)
+        clip, openings = video_windows.babbling(shots.sample_shot(rng, kind, "all"), rng)
         weight = video_windows.SHAPE_WEIGHT if kind == "fall" else 1
         assert clip.mask.shape == clip.frames.shape[:3] and clip.mask.max() == weight
         assert clip.moving.max() < len(clip.frames) - 1
@@ -227,8 +227,8 @@ def test_windows_have_their_size_and_mostly_the_shape() -> None:
 
 def test_hard_shapes_come_as_often_as_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: list[shots.Shot] = []
-    make = video_windows.make_clip
-    monkeypatch.setattr(video_windows, "make_clip", lambda shot, rng: (drawn.append(shot), make(shot, rng))[1])
+    make = video_windows.babbling
+    monkeypatch.setattr(video_windows, "babbling", lambda shot, rng: (drawn.append(shot), make(shot, rng))[1])
     falls = {**CONFIG, "kinds": {"fall": 1.0}, "pool": 12}
     video_windows.WindowSource({**falls, "hard_share": 1.0, "tinted": 1.0}, seed=1)
     assert all(video_windows.is_hard(shot) and shot.scene and shot.scene.tint for shot in drawn)
@@ -286,8 +286,10 @@ def test_cache_holds_normalised_latents_and_the_shots(tiny_models: Path, tmp_pat
     assert tensors["audio"].shape[:2] == (1, 52) and not tensors["speakers"].any()
     pixels = video_windows.to_pixels(shots.render_frames(stored[0]))
     vae = video_vae.AutoencoderKLWan.from_pretrained(tiny_models / "vae", torch_dtype=torch.float32)
-    torch.testing.assert_close(tensors["video"][0].float(), encode_video(vae, pixels), atol=5e-3, rtol=5e-3)
-    torch.testing.assert_close(encode_video(vae, pixels[:, :1]), encode_video(vae, pixels)[:, :1])
+    whole = encode_video(vae, pixels)
+    # Made in bfloat16 where the CPU has it.
+    assert (tensors["video"][0].float() - whole).std() < 0.03 * whole.std()
+    torch.testing.assert_close(encode_video(vae, pixels[:, :1]), whole[:, :1])
     assert not cache_plan(plan.out, tiny_models, clips=2, shard=2).shards()[0].is_done()
 
 

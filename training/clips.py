@@ -46,7 +46,7 @@ class Batch:
     speakers: (batch, most speakers, 192), in the order of the text's speech spans; speaker_positions: for each sample
     the text rows that they take, none where the cache holds no voices. labels: (batch, tokens), see `sound_labels`;
     picture_labels: (batch, video tokens) and heights: (batch, video tokens, frames), see there, None without a video.
-    cameras: (batch,), numbers in CAMERAS. turns: (batch, tokens), see `speaking_labels`.
+    cameras: (batch,), numbers in CAMERAS. turns: (batch, tokens), see `speaking_labels`. shots: what the clips are of.
     """
 
     video: Tensor | None
@@ -60,6 +60,7 @@ class Batch:
     heights: Tensor | None
     cameras: Tensor
     turns: Tensor
+    shots: list[Shot]
 
 
 @dataclass
@@ -163,7 +164,7 @@ class CachedClips:
             seen = torch.stack([picture_labels(shot, *grid) for shot in drawn])
             above = torch.stack([height_labels(shot, row, frames) for shot, row in zip(drawn, seen, strict=True)])
         cameras = torch.tensor([CAMERAS.index(shot.camera) for shot in drawn])
-        return Batch(video, audio, ids, mask, voices, rows, labels, seen, above, cameras, spoken)
+        return Batch(video, audio, ids, mask, voices, rows, labels, seen, above, cameras, spoken, drawn)
 
     def _choose(self, rng: np.random.Generator, most: int, turns: np.random.Generator) -> tuple[_Group, Tensor]:
         """Clips of one shape: their group, and their numbers in it."""

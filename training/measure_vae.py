@@ -17,7 +17,7 @@ from training.fast_vae import reconstruct, use_fast_norms
 from training.measure_people import correlation, measure_people
 from training.sheet import stack_rows
 from training.shots import KINDS, Shot, sample_shot
-from training.video_windows import make_clip
+from training.video_windows import babbling
 
 VALIDATION_SEED = 900_000
 # The gate: a shape may lose this much against the older autoencoder, and mouths must be this right on average.
@@ -43,7 +43,7 @@ def measure(
     pictures = []
     for index in range(clips):
         shot, rng = validation_shot(index, kind, split)
-        clip, openings = make_clip(shot, rng)
+        clip, openings = babbling(shot, rng)
         decoded = reconstruct(vae, clip.frames)
         squared = ((decoded.astype(np.float32) - clip.frames) / 255) ** 2
         inside = clip.mask == 1

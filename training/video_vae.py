@@ -5,7 +5,8 @@
 
 The first command trains encoder and decoder, measures the latents' mean and spread over fresh clips and writes the
 diffusers folder named in the config. The second goes on with the decoder alone, so that cached latents stay valid, from
-the folder's checkpoint or, without one, from the config's `weights`.
+the folder's checkpoint or, without one, from the config's `weights`. With --imagined a share of its steps has latents
+that a backbone made (`training.imagined`).
 Both also run as `torchrun --standalone --nproc-per-node 2 -m training.video_vae ...`, each rank on windows of its own.
 """
 
@@ -14,7 +15,7 @@ from __future__ import annotations
 import argparse
 import copy
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +27,11 @@ from torch import nn
 
 from training import common
 from training.fast_vae import decode_pixels, encode_moments, use_fast_norms
+from training.imagined import ImaginedSource
 from training.measure_vae import measure, save_sheet
 from training.muon import Muon
 from training.shots import sample_shot
-from training.video_windows import WindowSource, make_clip, to_pixels
+from training.video_windows import WindowSource, babbling, to_pixels
 
 STATISTICS_SEED = 800_000
 
@@ -100,7 +102,7 @@ def latent_statistics(vae: AutoencoderKLWan, clips: int, kinds: dict[str, float]
     shares = np.array(list(kinds.values())) / sum(kinds.values())
     for index in range(clips):
         rng = np.random.default_rng(STATISTICS_SEED + index)
-        clip, _ = make_clip(sample_shot(rng, str(rng.choice(list(kinds), p=shares)), "train"), rng)
+        clip, _ = babbling(sample_shot(rng, str(rng.choice(list(kinds), p=shares)), "train"), rng)
         latents = encode_moments(vae, to_pixels(clip.frames)[None]).chunk(2, dim=1)[0].double()
         total += torch.stack([latents.sum((0, 2, 3, 4)), latents.square().sum((0, 2, 3, 4))])
         count += latents[:, 0].numel()
@@ -130,10 +132,18 @@ def export(vae: AutoencoderKLWan, model: dict[str, Any], mean: list[float], std:
     published.save_pretrained(folder)
 
 
+def _mean(values: Iterable[float]) -> float:
+    return round(float(np.mean(list(values))), 5)
+
+
 class Trainer:
     """Holds what a checkpoint holds, and the loop over steps."""
 
-    def __init__(self, config: dict[str, Any], folder: Path, stage: str, minutes: float, resume: bool) -> None:
+    def __init__(
+        self, config: dict[str, Any], folder: Path, stage: str, minutes: float, resume: bool,
+        imagined: tuple[Path, Path] | None = None,
+    ) -> None:  # fmt: skip
+        """imagined: the folder of imagined latents and the file of their voices, of the decoder's stage."""
         self.config, self.folder, self.stage = config, folder, stage
         common.seed_everything(config["seed"])
         self.vae = use_fast_norms(build(config["model"]))
@@ -174,7 +184,14 @@ class Trainer:
         self.ranks = common.Ranks()
         # The sizes of the windows are drawn alike on all ranks, so that none waits for another's larger step.
         self.sizes = np.random.default_rng([config["seed"], self.step])
-        self.source = WindowSource(config, config["seed"] + 1 + self.step + 1_000_000 * self.ranks.index)
+        seed = config["seed"] + 1 + self.step + 1_000_000 * self.ranks.index
+        self.source = WindowSource(config, seed)
+        self.imagined = ImaginedSource(*imagined, seed) if imagined else None
+        if imagined:
+            published = AutoencoderKLWan.load_config(config["output"])
+            self.mean, self.spread = (
+                torch.tensor(published[name])[:, None, None, None] for name in ("latents_mean", "latents_std")
+            )
 
     def _load_averages(self, state: dict[str, Any]) -> None:
         ema = common.EMA(self.vae)
@@ -212,7 +229,8 @@ class Trainer:
             if self.ranks.index > 0:
                 continue
             if self.step % 50 == 0:
-                means = {name: round(float(np.mean([entry[name] for entry in recent])), 5) for name in values}
+                names = {name: None for entry in recent for name in entry}
+                means = {name: _mean(entry[name] for entry in recent if name in entry) for name in names}
                 recent.clear()
                 self.log.write(self.step, stage=self.stage, progress=round(progress, 4), **means)
                 text = " ".join(f"{name} {value:.4f}" for name, value in means.items())
@@ -233,12 +251,17 @@ class Trainer:
         return found
 
     def _train_step(self, progress: float) -> dict[str, float]:
-        pixels, mask = self.source.draw(progress, self.sizes)
         rate = self.config["learning_rate"] * common.warmup_hold_decay(progress, 0.01, self.config["decay_share"])
         frozen = self.stage == "decoder"
         sharpness = 1.0 if frozen else progress
-        with common.mixed_precision(self.config["precision"]):
-            loss, values = training_loss(self.vae, pixels, mask, self.config["loss"], frozen, sharpness, self.anchor)
+        if self.imagined and self.sizes.random() < self.config["imagined_share"]:
+            loss, values = self._imagined_loss(self.imagined)
+        else:
+            pixels, mask = self.source.draw(progress, self.sizes)
+            with common.mixed_precision(self.config["precision"]):
+                loss, values = training_loss(
+                    self.vae, pixels, mask, self.config["loss"], frozen, sharpness, self.anchor
+                )
         self.vae.zero_grad(set_to_none=True)
         loss.backward()
         self.ranks.average_gradients([value for value in self.vae.parameters() if value.requires_grad])
@@ -249,22 +272,35 @@ class Trainer:
         self.ema.update(self.vae)
         return {**values, "gradient": float(norm)}
 
+    def _imagined_loss(self, source: ImaginedSource) -> tuple[torch.Tensor, dict[str, float]]:
+        """Of what a backbone made of a clip, decoded, held against the clip itself."""
+        pixels, mask, latents = source.draw()
+        with common.mixed_precision(self.config["precision"]):
+            sample = decode_pixels(self.vae, latents * self.spread + self.mean)
+            loss = reconstruction_loss(sample, pixels, mask, self.config["loss"])
+        return loss, {"imagined": loss.item()}
 
-def main() -> None:
+
+def main(given: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Train the small video autoencoder.")
     parser.add_argument("--config", type=Path, default=Path("training/configs/video_vae.yaml"))
     parser.add_argument("--out", type=Path, default=Path("runs/video_vae"))
     parser.add_argument("--stage", choices=("joint", "decoder"), default="joint")
     parser.add_argument("--resume", action="store_true", help="go on from the folder's checkpoint")
     parser.add_argument("--minutes", type=float, help="of training in this stage, in place of the config's")
-    arguments = parser.parse_args()
+    parser.add_argument("--imagined", type=Path, help="latents of training.imagined, for the decoder's stage")
+    parser.add_argument("--voices", type=Path, default=Path("runs/voices/voices.npz"), help="their voices")
+    arguments = parser.parse_args(given)
+    if arguments.imagined and arguments.stage != "decoder":
+        parser.error("--imagined is for --stage decoder: what a backbone makes has no pixels for an encoder to read")
     config = common.load_config(arguments.config)
     torch.set_num_threads(config["threads"])
     torch.set_flush_denormal(True)
     if arguments.stage == "decoder":
         config |= {"kinds": config.get("decoder_kinds", config["kinds"])}
     minutes = arguments.minutes or config["minutes" if arguments.stage == "joint" else "decoder_minutes"]
-    trainer = Trainer(config, arguments.out, arguments.stage, minutes, arguments.resume)
+    imagined = (arguments.imagined, arguments.voices) if arguments.imagined else None
+    trainer = Trainer(config, arguments.out, arguments.stage, minutes, arguments.resume, imagined)
 
     def report(text: str) -> None:
         print(time.strftime("%H:%M:%S"), text, flush=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +16,7 @@ HEAD_SHARE = 0.3
 # Of a shape that falls or is struck; a shape in any other clip has 1.
 SHAPE_WEIGHT = 1.5
 SHAPE_KINDS = ("fall", "roll")
+CELL = 16  # pixels to a latent's side
 
 
 def to_pixels(frames: np.ndarray) -> torch.Tensor:
@@ -54,9 +56,14 @@ class Clip:
     moving: np.ndarray
 
 
-def make_clip(shot: Shot, rng: np.random.Generator) -> tuple[Clip, list[np.ndarray]]:
+def babbling(shot: Shot, rng: np.random.Generator) -> tuple[Clip, list[np.ndarray]]:
     """A shot as pixels, its people babbling, and how open their mouths are."""
     openings = [babble(rng, shot.num_frames) for _ in shot.people]
+    return make_clip(shot, openings), openings
+
+
+def make_clip(shot: Shot, openings: Sequence[np.ndarray]) -> Clip:
+    """A shot as pixels; openings: how open each person's mouth is in each frame, (frames,) in [0, 1]."""
     frames = render_frames(shot, openings)
     boxes = np.array(points_of_interest(shot)).reshape(-1, len(frames), 4)
     mask = np.zeros(frames.shape[:3], np.float32)
@@ -67,7 +74,7 @@ def make_clip(shot: Shot, rng: np.random.Generator) -> tuple[Clip, list[np.ndarr
     change = np.abs(np.diff(frames.astype(np.int16), axis=0)).sum(-1) * inside[1:]
     moving = np.flatnonzero((change > 24).sum((1, 2)) > 3)
     mask *= SHAPE_WEIGHT if shot.kind in SHAPE_KINDS else 1
-    return Clip(frames, boxes, mask, moving if len(moving) else np.arange(len(frames) - 1)), openings
+    return Clip(frames, boxes, mask, moving if len(moving) else np.arange(len(frames) - 1))
 
 
 def is_hard(shot: Shot) -> bool:
@@ -115,7 +122,7 @@ class WindowSource:
         how = str(self.rng.choice([*RECOLOURED, ""], p=self.recolour_shares))
         if how:
             shot = recolour(shot, self.rng, how)
-        return make_clip(shot, self.rng)[0]
+        return babbling(shot, self.rng)[0]
 
     def _cut(self, clip: Clip, window: Window) -> tuple[np.ndarray, np.ndarray]:
         last = len(clip.frames) - window.frames
@@ -123,18 +130,25 @@ class WindowSource:
         if self.rng.random() < self.moving_share:
             start = int(np.clip(self.rng.choice(clip.moving) - self.rng.integers(window.frames), 0, last))
         span = slice(start, start + window.frames)
-        left, top = self._corner(clip.boxes[:, span], window, *clip.frames.shape[2:0:-1])
+        height, width = clip.frames.shape[1:3]
+        size = window.width, window.height
+        left, top = crop_corner(self.rng, clip.boxes[:, span], size, width, height, self.shape_share)
         area = (span, slice(top, top + window.height), slice(left, left + window.width))
         return np.ascontiguousarray(clip.frames[area]), np.ascontiguousarray(clip.mask[area])
 
-    def _corner(self, boxes: np.ndarray, window: Window, width: int, height: int) -> tuple[int, int]:
-        """The crop's left and top, on the latent grid: the floor and the frame's edges keep their place in it."""
-        room = np.array([width - window.width, height - window.height])
-        corner = self.rng.integers(0, room + 1)
-        if len(boxes) and self.rng.random() < self.shape_share:
-            box = boxes[self.rng.integers(len(boxes)), self.rng.integers(boxes.shape[1])]
-            centre = (box[:2] + box[2:]) / 2
-            size = np.array([window.width, window.height])
-            corner = centre - size * self.rng.uniform(0.25, 0.75, 2)
-        left, top = np.clip(np.rint(corner / 16) * 16, 0, room).astype(int)
-        return int(left), int(top)
+
+def crop_corner(
+    rng: np.random.Generator, boxes: np.ndarray, size: tuple[int, int], width: int, height: int, shape_share: float
+) -> tuple[int, int]:
+    """The left and top of a crop of `size`, on the latent grid: the floor and the frame's edges keep their place in it.
+
+    boxes: (n, frames, 4), of one of which the crop holds a part for `shape_share` of the time.
+    """
+    wanted = np.array(size)
+    room = np.array([width, height]) - wanted
+    corner = rng.integers(0, room + 1)
+    if len(boxes) and rng.random() < shape_share:
+        box = boxes[rng.integers(len(boxes)), rng.integers(boxes.shape[1])]
+        corner = (box[:2] + box[2:]) / 2 - wanted * rng.uniform(0.25, 0.75, 2)
+    left, top = np.clip(np.rint(corner / CELL) * CELL, 0, room).astype(int)
+    return int(left), int(top)

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from itertools import combinations, product
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -15,25 +13,12 @@ import numpy as np
 from nava_core.mel import SAMPLING_RATE
 from training.common import load_config, save_arrays
 from training.lexicon import WORDS
-from training.voice_shaping import AnalysedWord, analyse, blend, shape
+from training.voice_shaping import AnalysedWord, analyse, shape
 from training.voice_sources import speak
 from training.voices import Voice, VoiceBank
 
 logger = logging.getLogger(__name__)
 BANK_NAME = "voices.npz"
-
-
-@dataclass(frozen=True)
-class Base:
-    """A speaker's words, and what the config says of it."""
-
-    words: dict[str, AnalysedWord]
-    facts: dict[str, Any]
-
-    @property
-    def pitch(self) -> float:
-        """The median in Hz."""
-        return float(np.median(np.concatenate([word.pitch[word.pitch > 0] for word in self.words.values()])))
 
 
 def spoken_words(name: str, base: dict[str, Any], folder: Path) -> dict[str, AnalysedWord]:
@@ -64,37 +49,37 @@ def variant_factors(count: int, config: dict[str, Any], rng: np.random.Generator
     return factors
 
 
-def render(config: dict[str, Any], folder: Path) -> VoiceBank:
-    """All voices of the config; deterministic."""
+def render(config: dict[str, Any], folder: Path, workers: int = 1) -> VoiceBank:
+    """All voices of the config; deterministic. `workers` processes of one thread each."""
+    jobs = [(number, name, base, config, folder) for number, (name, base) in enumerate(config["bases"].items())]
     voices: list[Voice] = []
     words: dict[str, dict[str, np.ndarray]] = {}
-    bases = {name: Base(spoken_words(name, base, folder), base) for name, base in config["bases"].items()}
-    families = [*bases.items(), *_blends(bases, config["blend_shares"])]
-    for number, (name, base) in enumerate(families):
-        median = base.pitch
-        even = float(np.mean([word.seconds for word in base.words.values()])) / config["word_seconds"]
-        rng = np.random.default_rng([config["seed"], number])
-        split = base.facts["split"]
-        for index, (pitch, tract, tempo) in enumerate(variant_factors(config["variants"][split], config, rng)):
-            voice = Voice(
-                f"{name}-{index:02d}", name, base.facts["sex"], round(median * pitch, 1), round(tract, 4), split
-            )
-            voices.append(voice)
-            words[voice.name] = {word: shape(parts, pitch, tract, tempo * even) for word, parts in base.words.items()}
-        lengths = [
-            len(sound) / SAMPLING_RATE for voice in voices if voice.base == name for sound in words[voice.name].values()
-        ]
-        logger.info("%s: %.0f Hz, words of %.2f to %.2f s", name, median, min(lengths), max(lengths))
+    with get_context("spawn").Pool(workers) as pool:
+        for made in pool.imap(_family, jobs):
+            voices += [voice for voice, _ in made]
+            words |= {voice.name: spoken for voice, spoken in made}
+            lengths = [len(sound) / SAMPLING_RATE for _, spoken in made for sound in spoken.values()]
+            first = made[0][0]
+            shortest, longest = min(lengths), max(lengths)
+            logger.info("%s: %.0f Hz, words of %.2f to %.2f s", first.base, first.pitch, shortest, longest)
     return VoiceBank(voices, words)
 
 
-def _blends(bases: dict[str, Base], shares: Sequence[float]) -> Iterator[tuple[str, Base]]:
-    """Speakers between any two of the training's of one sex, by names such as "awb+joe-25": a quarter of joe's."""
-    pairs = combinations([(name, base) for name, base in bases.items() if base.facts["split"] == "train"], 2)
-    for ((name, one), (other_name, other)), share in product(pairs, shares):
-        if one.facts["sex"] == other.facts["sex"]:
-            mixed = {word: blend(parts, other.words[word], share) for word, parts in one.words.items()}
-            yield f"{name}+{other_name}-{100 * share:.0f}", Base(mixed, {**one.facts, "split": "blended"})
+def _family(job: tuple[int, str, dict[str, Any], dict[str, Any], Path]) -> list[tuple[Voice, dict[str, np.ndarray]]]:
+    """The voices of one base, its own first, and the words as each says them."""
+    number, name, base, config, folder = job
+    words = spoken_words(name, base, folder)
+    median = float(np.median(np.concatenate([word.pitch[word.pitch > 0] for word in words.values()])))
+    even = float(np.mean([word.seconds for word in words.values()])) / config["word_seconds"]
+    rng = np.random.default_rng([config["seed"], number])
+    count = base.get("variants", config["variants"])
+    return [
+        (
+            Voice(f"{name}-{index:02d}", name, base["sex"], round(median * pitch, 1), round(tract, 4), base["split"]),
+            {word: shape(parts, pitch, tract, tempo * even) for word, parts in words.items()},
+        )
+        for index, (pitch, tract, tempo) in enumerate(variant_factors(count, config, rng))
+    ]
 
 
 def render_from_arguments() -> None:
@@ -102,9 +87,10 @@ def render_from_arguments() -> None:
     parser = argparse.ArgumentParser(description="Speak the lexicon in all voices of a config.")
     parser.add_argument("--config", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True, help="folder for voices.npz")
+    parser.add_argument("--workers", type=int, default=2, help="processes of one thread each")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     arguments.out.mkdir(parents=True, exist_ok=True)
-    bank = render(load_config(arguments.config), arguments.out)
+    bank = render(load_config(arguments.config), arguments.out, arguments.workers)
     bank.save(arguments.out / BANK_NAME)
     logger.info("%d voices in %s", len(bank.voices()), arguments.out / BANK_NAME)

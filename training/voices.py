@@ -103,7 +103,7 @@ class VoiceBank:
         save_arrays(path, {"samples": samples, "lengths": [len(word) for word in words], "details": details})
 
     def voices(self, split: str | None = None) -> list[Voice]:
-        """The voices of "train", "held_out" or "blended" (between two of "train"), or all."""
+        """The voices of "train" or "held_out", or all."""
         return [voice for voice in self._voices if split in (None, voice.split)]
 
     def voice(self, name: str) -> Voice:
@@ -121,7 +121,7 @@ class VoiceBank:
         """A random voice: first its base, then one of its variants."""
         voices = self.voices(split)
         if not voices:
-            raise ValueError(f"there are no voices of the split {split!r}; it is train, held_out or blended")
+            raise ValueError(f"there are no voices of the split {split!r}; it is train or held_out")
         bases = sorted({voice.base for voice in voices})
         base = bases[rng.integers(len(bases))]
         family = [voice for voice in voices if voice.base == base]
