@@ -46,12 +46,11 @@ cached sound_few
 backbone --sound_latents "$runs/sound_few" --sound_share 1 --weights "${START:-assets/nava-nano}" --out "$runs/backbone_few" --minutes 12
 # Then all voices and the pictures at once.
 cached sound_stage2
-cached sound_blends
 cached sound_tours
 cached latents_stage2
 cached latents_stage4
 backbone --latents "$runs/latents_stage2" "$runs/latents_stage4" \
-    --sound_latents "$runs/sound_stage2" "$runs/sound_blends" "$runs/sound_tours" --weights "$runs/backbone_few" --out "$runs/backbone_joint"
+    --sound_latents "$runs/sound_stage2" "$runs/sound_tours" --weights "$runs/backbone_few" --out "$runs/backbone_joint"
 "$python" -m training.assemble --backbone "$runs/backbone_joint" --parts "$weights" --out "$runs/nano"
 "$python" -m training.evaluate_people --source "$runs/nano" --voices "$runs/voices/voices.npz" \
     --rows talk talk_train talk_voices image pair pair_voices tour --recogniser "$recogniser" --timbre \
