@@ -8,13 +8,12 @@ import numpy as np
 import pytest
 import torch
 from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
-from safetensors.torch import load_file
 
 from nava_core.checkpoint import DEFAULT_MODEL
-from training import cache_latents, imagined
+from training import cache_latents, imagined, video_vae
+from training.common import load_config
 from training.fast_vae import decode_pixels
 from training.lexicon import WORDS
-from training.video_vae import main as train_decoder
 from training.voices import Voice, VoiceBank
 
 
@@ -40,14 +39,13 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Path]
 def test_a_clip_made_anew_is_nearer_to_itself_than_its_noise(folders: tuple[Path, Path, Path]) -> None:
     cache, _, out = folders
     ((clean, stored),) = cache_latents.read_shards(cache)
-    (made,) = out.glob("*.safetensors")
-    entries = list(imagined._read(made))
-    assert len(entries) == imagined.BATCH
-    for latents, shot in entries:
+    ((made, shots),) = cache_latents.read_shards(out)
+    assert len(shots) == imagined.BATCH
+    for latents, shot in zip(made["video"], shots, strict=True):
         before = clean["video"][stored.index(shot)].float()
         error = (latents.float() - before).square().mean().sqrt()
         assert 1e-3 < error < 0.2  # of latents whose spread is 1, noised to 0.2 or more
-    assert load_file(made)["video"].dtype == torch.float16
+    assert made["video"].dtype == torch.float16
 
 
 def test_crops_are_of_the_same_place_in_pixels_and_latents(folders: tuple[Path, Path, Path]) -> None:
@@ -67,8 +65,20 @@ def test_crops_are_of_the_same_place_in_pixels_and_latents(folders: tuple[Path, 
     assert np.mean(errors) < 0.05 and np.mean(errors) < 0.5 * np.mean(elsewhere)
 
 
-def test_what_cannot_be_imagined_is_refused(folders: tuple[Path, Path, Path], tmp_path: Path, capsys: object) -> None:
+def test_the_decoder_alone_learns_from_them(folders: tuple[Path, Path, Path], tmp_path: Path) -> None:
+    _, voices, out = folders
+    config = load_config(Path(video_vae.__file__).parent / "configs/video_vae_stage2.yaml")
+    config |= {"pool": 1, "output": str(DEFAULT_MODEL / "vae"), "imagined_share": 1.0}
+    trainer = video_vae.Trainer(config, tmp_path, "decoder", minutes=1e3, resume=False, imagined=(out, voices))
+    before = {name: value.clone() for name, value in trainer.vae.state_dict().items()}
+    values = trainer._train_step(0.5)
+    assert 0 < values["imagined"] < 1 and "reconstruction" not in values
+    changed = {name.split(".")[0] for name, value in trainer.vae.state_dict().items() if not value.equal(before[name])}
+    assert changed == {"decoder", "post_quant_conv"}
+
+
+def test_what_cannot_be_imagined_is_refused(folders: tuple[Path, Path, Path], tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"training\.imagined"):
         imagined.ImaginedSource(tmp_path, folders[1], seed=1)
     with pytest.raises(SystemExit):
-        train_decoder(["--imagined", str(folders[2])])
+        video_vae.main(["--imagined", str(folders[2])])

@@ -279,7 +279,7 @@ def test_cache_holds_normalised_latents_and_the_shots(tiny_models: Path, tmp_pat
     cache_latents.check_folder(plan)
     (shard,) = plan.shards()
     assert not shard.is_done()
-    cache_latents.write_shard(shard, cache_latents.ClipEncoder(tiny_models, None))
+    cache_latents.write_shard(shard, cache_latents.ClipEncoder(tiny_models, None, precision="float32"))
     assert shard.is_done()
     ((tensors, stored),) = cache_latents.read_shards(plan.out)
     assert stored == [plan.buckets[0].draw(0, "train")[0]]
@@ -287,9 +287,10 @@ def test_cache_holds_normalised_latents_and_the_shots(tiny_models: Path, tmp_pat
     pixels = video_windows.to_pixels(shots.render_frames(stored[0]))
     vae = video_vae.AutoencoderKLWan.from_pretrained(tiny_models / "vae", torch_dtype=torch.float32)
     whole = encode_video(vae, pixels)
-    # Made in bfloat16 where the CPU has it.
-    assert (tensors["video"][0].float() - whole).std() < 0.03 * whole.std()
+    torch.testing.assert_close(tensors["video"][0].float(), whole, atol=5e-3, rtol=5e-3)
     torch.testing.assert_close(encode_video(vae, pixels[:, :1]), whole[:, :1])
+    usual = cache_latents.ClipEncoder(tiny_models, None).video(stored[0])  # in bfloat16 where the CPU has it
+    assert (usual - whole).square().mean().sqrt() < 0.03 * whole.std()
     assert not cache_plan(plan.out, tiny_models, clips=2, shard=2).shards()[0].is_done()
 
 

@@ -8,29 +8,25 @@ to latent, as the noise is that a decoder is made robust with. So clips of a cac
 them their layout, and denoised again by the backbone with their own captions and voices. A decoder that is shown these
 and the clips' own pixels (`training.video_vae --imagined`) learns to draw what this backbone means.
 
-A file `imagined_00000.safetensors` has the `video` of one batch, (clips, channels, latent frames, height, width),
-float16 and normalised; beside it a `.json` list of the shots.
+Each batch is a shard as `training.cache_latents` has them, of the `video` alone.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast, UMT5EncoderModel
 
 from nava_core.models.transformer_nava import NavaTransformer3DModel
 from training import common
+from training.cache_latents import read_shards, store_shard
 from training.clips import Batch, CachedClips
-from training.shots import Shot, shot_from_dict
 from training.speaking import openings
 from training.video_windows import CELL, crop_corner, make_clip, to_pixels
 from training.voices import VoiceBank
@@ -71,7 +67,9 @@ class ImaginedSource:
     def __init__(self, folder: Path, voices: Path, seed: int) -> None:
         self.rng = np.random.default_rng(seed)
         self.bank = VoiceBank.load(voices)
-        self.clips = [entry for path in sorted(folder.glob("imagined_*.safetensors")) for entry in _read(path)]
+        self.clips = [
+            entry for tensors, shots in read_shards(folder) for entry in zip(tensors["video"], shots, strict=True)
+        ]
         if not self.clips:
             raise ValueError(f"{folder} holds no imagined latents; run python -m training.imagined first")
 
@@ -86,34 +84,24 @@ class ImaginedSource:
         return to_pixels(pixels)[None], torch.from_numpy(mask)[None, None], latents[None, :, :, *cells].float()
 
 
-def _read(path: Path) -> Iterator[tuple[Tensor, Shot]]:
-    stored = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
-    yield from zip(load_file(path)["video"], map(shot_from_dict, stored), strict=True)
-
-
-def make(
-    latents: Sequence[Path], source: Path, voices: Path, out: Path, clips: int, ranks: common.Ranks | None = None
-) -> None:
+def make(latents: Sequence[Path], source: Path, voices: Path, out: Path, clips: int) -> None:
     """Write imagined batches of the caches `latents` until there are `clips` clips; each rank writes its own."""
-    index, count = (ranks.index, ranks.count) if ranks else (0, 1)
-    torch.manual_seed(index)
+    ranks = common.Ranks()
+    torch.manual_seed(ranks.index)
     tokenizer = PreTrainedTokenizerFast.from_pretrained(source / "tokenizer")
     transformer = NavaTransformer3DModel.from_pretrained(source / "transformer", torch_dtype=torch.float32).eval()
     encoder = UMT5EncoderModel.from_pretrained(source / "text_encoder", dtype=torch.float32).eval()
     cached = CachedClips(latents, tokenizer, transformer.config.text_len, KINDS, VoiceBank.load(voices))
-    rng = np.random.default_rng(index)
-    done, number = 0, index
-    while done * count < clips:
+    rng = np.random.default_rng(ranks.index)
+    done, number = 0, ranks.index
+    while done * ranks.count < clips:
         batch = cached.draw(rng, BATCH, empty_prompt=0.0)
         with torch.no_grad():
             states = encoder(batch.ids, attention_mask=batch.mask).last_hidden_state * batch.mask[..., None]
         video = imagine(transformer, states, batch, float(rng.uniform(*LEVELS)))
-        path = out / f"imagined_{number:05d}.safetensors"
-        shots = json.dumps([asdict(shot) for shot in batch.shots], ensure_ascii=False)
-        path.with_suffix(".json").write_text(shots, encoding="utf-8")
-        save_file({"video": video.half().contiguous()}, path)
-        done, number = done + len(batch.shots), number + count
-        print(f"{done * count} of {clips}", flush=True)
+        store_shard(out / f"shard_{number:05d}.safetensors", {"video": video.half().contiguous()}, batch.shots)
+        done, number = done + len(batch.shots), number + ranks.count
+        print(f"{done * ranks.count} of {clips}", flush=True)
 
 
 def main() -> None:
@@ -127,8 +115,7 @@ def main() -> None:
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
     arguments.out.mkdir(parents=True, exist_ok=True)
-    ranks = common.Ranks()
-    make(arguments.latents, arguments.source, arguments.voices, arguments.out, arguments.clips, ranks)
+    make(arguments.latents, arguments.source, arguments.voices, arguments.out, arguments.clips)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,8 @@ from __future__ import annotations
 import argparse
 import copy
 import time
-from collections.abc import Callable, Iterable
+from collections import defaultdict
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -132,8 +133,10 @@ def export(vae: AutoencoderKLWan, model: dict[str, Any], mean: list[float], std:
     published.save_pretrained(folder)
 
 
-def _mean(values: Iterable[float]) -> float:
-    return round(float(np.mean(list(values))), 5)
+def published_statistics(folder: str | Path) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation of each latent channel, of the diffusers folder that `export` wrote."""
+    published = AutoencoderKLWan.load_config(folder)
+    return published["latents_mean"], published["latents_std"]
 
 
 class Trainer:
@@ -188,10 +191,8 @@ class Trainer:
         self.source = WindowSource(config, seed)
         self.imagined = ImaginedSource(*imagined, seed) if imagined else None
         if imagined:
-            published = AutoencoderKLWan.load_config(config["output"])
-            self.mean, self.spread = (
-                torch.tensor(published[name])[:, None, None, None] for name in ("latents_mean", "latents_std")
-            )
+            statistics = published_statistics(config["output"])
+            self.mean, self.spread = (torch.tensor(values)[:, None, None, None] for values in statistics)
 
     def _load_averages(self, state: dict[str, Any]) -> None:
         ema = common.EMA(self.vae)
@@ -221,16 +222,16 @@ class Trainer:
     def run(self, report: Callable[[str], None]) -> None:
         """Train until the clock says so, with a checkpoint and a measurement from time to time."""
         saved = time.monotonic()
-        recent: list[dict[str, float]] = []
+        recent: defaultdict[str, list[float]] = defaultdict(list)
         while (progress := self.ranks.progress(self.clock, self.step)) < 1:
             values = self._train_step(progress)
             self.step += 1
-            recent.append(values)
             if self.ranks.index > 0:
                 continue
+            for name, value in values.items():
+                recent[name].append(value)
             if self.step % 50 == 0:
-                names = {name: None for entry in recent for name in entry}
-                means = {name: _mean(entry[name] for entry in recent if name in entry) for name in names}
+                means = {name: round(float(np.mean(found)), 5) for name, found in recent.items()}
                 recent.clear()
                 self.log.write(self.step, stage=self.stage, progress=round(progress, 4), **means)
                 text = " ".join(f"{name} {value:.4f}" for name, value in means.items())
@@ -311,8 +312,7 @@ def main(given: list[str] | None = None) -> None:
         return
     vae, output = trainer.average(), Path(config["output"])
     if arguments.stage == "decoder" or trainer.anchor is not None:  # latents keep their scale
-        published = AutoencoderKLWan.load_config(output if arguments.stage == "decoder" else config["weights"])
-        mean, std = published["latents_mean"], published["latents_std"]
+        mean, std = published_statistics(output if arguments.stage == "decoder" else config["weights"])
     else:
         mean, std = latent_statistics(vae, config["statistics_clips"], config["kinds"])
     export(vae, config["model"], mean, std, output)

@@ -180,8 +180,7 @@ def _is_of_hair(means: dict[str, str]) -> bool:
 
     A shade, as in "a silver woman", is a colour that their clothes do not have.
     """
-    colour = means.get("clothes", "")
-    return set(means) - ({"clothes"} if _worn(colour) != colour else set()) == {"hair"}
+    return {look for look, value in means.items() if look != "clothes" or value == _worn(value)} == {"hair"}
 
 
 def _shown(fact: str, value: str) -> str:
