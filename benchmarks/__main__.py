@@ -69,7 +69,7 @@ def run_part(name: str, budget: float) -> list[dict[str, Any]]:
             run = subprocess.run(
                 command,
                 cwd=ROOT,
-                env=os.environ | one_thread,
+                env={**os.environ, **one_thread, **PARTS[name].environment},
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.PIPE,
                 text=True,

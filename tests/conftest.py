@@ -12,6 +12,9 @@ import pytest
 from chromium import launched, one_person
 from hypothesis import HealthCheck, settings
 
+# Without it MKL's sums depend on where a tensor lies in memory, and no two processes need give the same bits.
+os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
+
 GOLDEN = Path(__file__).parent / "golden"
 # How long an example takes says more of what else the machine does than of the code.
 settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
