@@ -24,16 +24,16 @@ from training.timbre import independent_encoders
 WordRecogniser(sys.argv[1]), independent_encoders()' "$recogniser"
 
 # Once its decoder learns alone, the encoder is final: what is cached stays valid.
-video_vae() { "$python" -m training.video_vae --config training/configs/video_vae_stage2.yaml --out "$runs/video_vae_stage2" --resume "$@"; }
+video_vae() { "$python" -m training.video_vae --config training/configs/video_vae_stage2.yaml --resume "$@"; }
 backbone() {
   "$python" -m torch.distributed.run --nproc-per-node "${RANKS:-2}" -m training.backbone \
       --config training/configs/backbone_stage2.yaml --model "$weights" --voices "$runs/voices/voices.npz" --resume "$@"
 }
 if [ ! -e "$runs/video_vae_stage2/encoder_is_final" ]; then
-  video_vae
+  video_vae --out "$runs/video_vae_stage2"
   touch "$runs/video_vae_stage2/encoder_is_final"
 fi
-video_vae --stage decoder
+[ -e "$runs/imagined" ] || video_vae --out "$runs/video_vae_stage2" --stage decoder
 "$python" -m training.measure_vae --vae "$weights/vae" --sheets "$runs/video_vae_stage2/gate"
 cached() {
   "$python" -m training.cache_latents --config "training/configs/$1.yaml" --out "$runs/$1" --model "$weights" \
@@ -51,7 +51,18 @@ cached latents_stage2
 cached latents_stage4
 backbone --latents "$runs/latents_stage2" "$runs/latents_stage4" \
     --sound_latents "$runs/sound_stage2" "$runs/sound_tours" --weights "$runs/backbone_few" --out "$runs/backbone_joint"
-"$python" -m training.assemble --backbone "$runs/backbone_joint" --parts "$weights" --out "$runs/nano"
+nano() { "$python" -m training.assemble --backbone "$runs/backbone_joint" --parts "$weights" --out "$runs/nano"; }
+nano
+# At last the decoder learns to draw what this backbone makes.
+if [ ! -e "$runs/imagined" ]; then
+  cp -r "$weights/vae" "$runs/vae_before_imagined"
+  "$python" -m training.imagined --latents "$runs/latents_stage2" "$runs/latents_stage4" --source "$runs/nano" \
+      --voices "$runs/voices/voices.npz" --out "$runs/imagined.part" --clips 900
+  mv "$runs/imagined.part" "$runs/imagined"
+fi
+video_vae --out "$runs/video_vae_imagined" --stage decoder --minutes 15 --weights "$runs/vae_before_imagined" \
+    --imagined "$runs/imagined" --voices "$runs/voices/voices.npz"
+nano
 "$python" -m training.evaluate_people --source "$runs/nano" --voices "$runs/voices/voices.npz" \
     --rows talk talk_train talk_voices image pair pair_voices tour --recogniser "$recogniser" --timbre \
     --clips "${CLIPS:-24}" --floors --out "$runs/nano_people.json" --sheet "$runs/nano_sheets/people"

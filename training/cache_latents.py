@@ -256,18 +256,20 @@ def speaker_digest(model: Path) -> str | None:
 
 
 def read_cache(folder: Path) -> dict[str, Any]:
-    """What a folder of latents says of itself: `encoders`, the digest of what made them, and `shard`, clips a file."""
+    """What a folder of latents says of itself: `encoders`, the digest of what made them, `shard`, clips a file, and
+    `first`, the number of each bucket's first clip."""
     path = folder / CACHE_FILE
     if not path.exists():
         raise ValueError(f"{folder} holds no latents; run python -m training.cache_latents first")
-    return dict(json.loads(path.read_text(encoding="utf-8")))
+    return {"first": 0, **json.loads(path.read_text(encoding="utf-8"))}
 
 
 def check_folder(plan: CachePlan) -> None:
-    """Refuse to mix latents of different encoders or shards of different sizes in one folder."""
+    """Refuse to mix latents of different encoders, shards of different sizes or other clips in one folder."""
     plan.out.mkdir(parents=True, exist_ok=True)
     path = plan.out / CACHE_FILE
-    wanted = {"encoders": encoder_digest(plan.model, plan.sound_only), "shard": plan.shard}
+    first = plan.buckets[0].first  # of a config's buckets all are alike
+    wanted = {"encoders": encoder_digest(plan.model, plan.sound_only), "shard": plan.shard, "first": first}
     if path.exists() and (found := read_cache(plan.out)) != wanted:
         raise ValueError(f"{plan.out} was made with {found}, this run would use {wanted}; give another --out")
     common.write_atomically(path, lambda file: file.write_text(json.dumps(wanted), encoding="utf-8"))

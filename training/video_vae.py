@@ -289,6 +289,7 @@ def main(given: list[str] | None = None) -> None:
     parser.add_argument("--stage", choices=("joint", "decoder"), default="joint")
     parser.add_argument("--resume", action="store_true", help="go on from the folder's checkpoint")
     parser.add_argument("--minutes", type=float, help="of training in this stage, in place of the config's")
+    parser.add_argument("--weights", type=Path, help="a folder to go on from in place of the config's")
     parser.add_argument("--imagined", type=Path, help="latents of training.imagined, for the decoder's stage")
     parser.add_argument("--voices", type=Path, default=Path("runs/voices/voices.npz"), help="their voices")
     arguments = parser.parse_args(given)
@@ -297,6 +298,8 @@ def main(given: list[str] | None = None) -> None:
     config = common.load_config(arguments.config)
     torch.set_num_threads(config["threads"])
     torch.set_flush_denormal(True)
+    if arguments.weights:
+        config["weights"] = str(arguments.weights)
     if arguments.stage == "decoder":
         config |= {"kinds": config.get("decoder_kinds", config["kinds"])}
     minutes = arguments.minutes or config["minutes" if arguments.stage == "joint" else "decoder_minutes"]
