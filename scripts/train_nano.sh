@@ -52,15 +52,14 @@ cached latents_stage4
 backbone --latents "$runs/latents_stage2" "$runs/latents_stage4" \
     --sound_latents "$runs/sound_stage2" "$runs/sound_tours" --weights "$runs/backbone_few" --out "$runs/backbone_joint"
 nano() { "$python" -m training.assemble --backbone "$runs/backbone_joint" --parts "$weights" --out "$runs/nano"; }
-nano
 # At last the decoder learns to draw what this backbone makes.
 if [ ! -e "$runs/imagined" ]; then
-  cp -r "$weights/vae" "$runs/vae_before_imagined"
+  nano
   "$python" -m training.imagined --latents "$runs/latents_stage2" "$runs/latents_stage4" --source "$runs/nano" \
       --voices "$runs/voices/voices.npz" --out "$runs/imagined.part" --clips 900
   mv "$runs/imagined.part" "$runs/imagined"
 fi
-video_vae --out "$runs/video_vae_imagined" --stage decoder --minutes 15 --weights "$runs/vae_before_imagined" \
+video_vae --out "$runs/video_vae_imagined" --stage decoder --minutes 15 --weights "$weights/vae" \
     --imagined "$runs/imagined" --voices "$runs/voices/voices.npz"
 nano
 "$python" -m training.evaluate_people --source "$runs/nano" --voices "$runs/voices/voices.npz" \
