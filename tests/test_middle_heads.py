@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 from nava_core.models.transformer_nava import NavaTransformer3DModel
 from training import sound_labels
-from training.backdrops import WALLS
+from training.backdrops import POST_GAP, POSTS, WALLS, post_boxes
+from training.canvas import CAMERAS
 from training.middle_heads import MiddleHeads
 from training.people import HAIR, SKINS
 from training.picture_labels import (
@@ -16,19 +19,21 @@ from training.picture_labels import (
     BACKDROPS,
     CLASSES,
     FRAMES,
-    HEIGHT_UNIT,
+    POST,
+    UNIT,
     ClassScores,
-    height_labels,
+    camera_labels,
+    distance_labels,
     picture_labels,
     thing_weights,
 )
-from training.shots import KINDS, points_of_interest, render_frames, sample_shot
-from training.world import COLOURS, FLOOR, PAIRS, SHAPES
+from training.shots import KINDS, canvas_of, points_of_interest, render_frames, sample_shot
+from training.world import COLOURS, FLOOR, FPS, PAIRS, SHAPES
 
 TINTS = {"hair": HAIR, "skin": SKINS, "clothes": COLOURS, "backdrop": WALLS}
 
 
-@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "view"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_what_a_token_is_said_to_show_is_in_its_pixels(kind: str) -> None:
     shown = []
     for seed in range(4):
@@ -41,7 +46,10 @@ def test_what_a_token_is_said_to_show_is_in_its_pixels(kind: str) -> None:
             if first == "backdrop":
                 continue
             patch = pixels[max(4 * number - 2, 0), 32 * row : 32 * row + 32, 32 * column : 32 * column + 32]
-            tint = TINTS[first][second] if first in TINTS else COLOURS[first]
+            if (first, second) == POST:
+                tint = POSTS[shot.backdrop].colour
+            else:
+                tint = TINTS[first][second] if first in TINTS else COLOURS[first]
             # Shaded by up to a fifth, and never the whole of the patch.
             distance = np.linalg.norm(patch - np.array(tint), axis=-1)
             shown.append((distance < 60).mean() > 0.05)
@@ -55,29 +63,60 @@ def test_a_shape_is_found_in_every_frame_however_small() -> None:
     assert picture_labels(shot, 13, 4, 4).reshape(13, -1).eq(wanted).any(dim=1).all()
 
 
-def test_heights_are_those_of_the_frames_that_a_latent_frame_holds() -> None:
+def test_distances_are_those_of_the_frames_that_a_latent_frame_holds() -> None:
     shot = sample_shot(np.random.default_rng(1), "fall")
     labels = picture_labels(shot, 13, 4, 4)
-    heights = height_labels(shot, labels, 13)
+    distances = distance_labels(shot, labels, 13)
     shows = labels >= BACKDROPS
-    assert torch.equal(heights.isnan(), ~shows[:, None].expand(-1, FRAMES))
+    assert torch.equal(distances.isnan(), ~shows[:, None].expand(-1, FRAMES))
     latent_frame = torch.arange(13).repeat_interleave(16)[shows]
     lower = points_of_interest(shot)[0][:, 3] / shot.height  # boxes have a margin of a pixel or two
-    for frame, above in zip(latent_frame.tolist(), heights[shows] * HEIGHT_UNIT, strict=True):
+    for frame, away in zip(latent_frame.tolist(), distances[shows] * UNIT, strict=True):
         drawn = lower[[max(4 * frame - back, 0) for back in (3, 2, 1, 0)]]
-        assert np.abs(FLOOR - drawn - above.numpy()).max() < 0.04
+        assert np.abs(FLOOR - drawn - away.numpy()).max() < 0.04
     talking = sample_shot(np.random.default_rng(1), "talk")
-    assert height_labels(talking, picture_labels(talking, 13, 4, 4), 13).isnan().all()
+    assert distance_labels(talking, picture_labels(talking, 13, 4, 4), 13).isnan().all()
 
 
-def test_a_head_is_asked_for_heights_where_they_are_known() -> None:
+def test_a_rolling_ball_is_nowhere_nearer_than_when_it_touches() -> None:
+    shot = sample_shot(np.random.default_rng(2), "roll")
+    assert shot.roll is not None
+    labels = picture_labels(shot, 13, 4, 4)
+    distances = distance_labels(shot, labels, 13).reshape(13, 16, FRAMES)
+    ball = labels.reshape(13, 16) == _NAMES.index((shot.roll.ball_colour, "ball"))
+    away = {frame: distances[frame][ball[frame]][0] for frame in range(1, 13) if ball[frame].any()}
+    moments = {4 * frame - back: away[frame][3 - back].item() for frame in away for back in range(FRAMES)}
+    nearest = min(moments, key=lambda moment: moments[moment])
+    assert abs(nearest - shot.roll.contact * FPS) <= 1 and moments[nearest] < 0.3
+    struck = labels.reshape(13, 16) == _NAMES.index((shot.roll.colour, shot.roll.shape))
+    assert distances[0][struck[0]].eq(0).all() and distances[12][struck[12]].gt(0).all()
+
+
+@pytest.mark.parametrize("camera", CAMERAS)
+def test_posts_stand_where_the_camera_says(camera: str) -> None:
+    shot = replace(sample_shot(np.random.default_rng(3), "view", size="square"), camera=camera)
+    across, zoom = (camera_labels(shot, 13) * UNIT).unflatten(1, (2, FRAMES)).unbind(1)
+    for number in (1, 7, 12):
+        boxes = [box[4 * number] for box in post_boxes(canvas_of(shot), shot.backdrop)]
+        whole = [box for box in boxes if 0 < box[0] < box[2] < shot.width]
+        assert whole
+        for left, _, right, _ in whole:
+            x = ((left + right) / 2 - shot.width / 2) / shot.height / zoom[number, 3].exp() + across[number, 3]
+            assert abs(x / POST_GAP % 1 - 0.5) < 0.05
+
+
+def test_heads_are_asked_for_places_where_they_are_known() -> None:
     torch.manual_seed(0)
     sizes = {"ffn_dim": 16, "text_dim": 8, "num_layers": 1, "num_single_layers": 1}
     heads = MiddleHeads(NavaTransformer3DModel(num_attention_heads=1, attention_head_dim=12, **sizes))
-    tokens, heights = torch.randn(2, 5, 12), torch.full((2, 5, FRAMES), torch.nan)
-    assert heads._height_loss(tokens, None) == heads._height_loss(tokens, heights) == 0
-    heights[1, 2] = heads.height(tokens)[1, 2].detach() + 1
-    assert heads._height_loss(tokens, heights).item() == pytest.approx(1 - 0.04)
+    tokens, distances = torch.randn(2, 6, 12), torch.full((2, 6, FRAMES), torch.nan)
+    assert heads._distance_loss(tokens, None) == heads._distance_loss(tokens, distances) == 0
+    distances[1, 2] = heads.distance(tokens)[1, 2].detach() + 1
+    assert heads._distance_loss(tokens, distances).item() == pytest.approx(1 - 0.04)
+    assert heads._camera_loss(tokens, None) == 0
+    paths = heads.camera_path(tokens[:, ::2]).detach()  # the first of each latent frame's two tokens says so
+    said = heads._camera_loss(tokens, paths)
+    assert said.item() > 0 and heads._camera_loss(tokens[:, ::2].repeat_interleave(2, 1), paths).item() == 0
 
 
 def test_a_ball_that_has_not_come_in_yet_is_nowhere() -> None:
@@ -142,17 +181,17 @@ def test_the_heads_teach_the_layers_before_them_and_no_others() -> None:
     for loss in range(2):
         model.zero_grad()
         model(*clip)
-        heads.losses(torch.randint(0, CLASSES, (2, 8)), above, still, sound, turns, silent)[loss].backward()
+        heads.losses(torch.randint(0, CLASSES, (2, 8)), above, None, still, sound, turns, silent)[loss].backward()
         taught = [any(value.grad is not None for value in block.parameters()) for block in model.transformer_blocks]
         assert taught == [True, True, True, False]
     model(*clip)
     nothing = torch.full((2, 10), sound_labels.UNKNOWN)
-    assert heads.losses(None, None, still, nothing, turns, silent) == (0, 0)
+    assert heads.losses(None, None, None, still, nothing, turns, silent) == (0, 0)
     model(*clip)
-    assert heads.losses(None, None, still, nothing, turns, torch.randn(2, 2, 6)) == (0, 0)  # nobody speaks
+    assert heads.losses(None, None, None, still, nothing, turns, torch.randn(2, 2, 6)) == (0, 0)  # nobody speaks
     model(*clip)
     turns[0, :4] = 1
-    assert heads.losses(None, None, still, nothing, turns, silent)[1] == 0  # no voice is given
+    assert heads.losses(None, None, None, still, nothing, turns, silent)[1] == 0  # no voice is given
 
 
 def test_a_token_is_asked_for_the_voice_whose_turn_it_is() -> None:

@@ -133,7 +133,7 @@ def flow_loss(model: NanoModel, batch: Batch, config: dict[str, Any], rng: np.ra
             error = error * thing_weights(batch.picture_labels, frames, height, width, config["thing_weight"])
         video_loss = error[:, :, start:].mean()
     heads = model.middle_heads.losses(
-        batch.picture_labels, batch.heights, batch.cameras, batch.labels, batch.turns, speakers
+        batch.picture_labels, batch.distances, batch.camera_paths, batch.cameras, batch.labels, batch.turns, speakers
     )
     audio_loss = F.mse_loss(output.audio_sample.float(), audio_noise - batch.audio)
     return Losses(video_loss, audio_loss, *heads)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 
 from training.canvas import Canvas, Colour, Distance, both, box, ellipse
@@ -12,6 +14,23 @@ AMBIENCES = ("rain", "waves", "wind", "night")
 PANEL_WIDTH = 0.22
 # From post to post, which stand still in every ambience: where all else moves by itself, only they tell of a camera.
 POST_GAP = 0.32
+
+
+class Posts(NamedTuple):
+    """A row of posts that stand at the same places in every clip of an ambience."""
+
+    colour: Colour
+    half_width: float
+    top: float
+    bottom: float
+
+
+POSTS = {
+    "rain": Posts((34, 38, 46), 0.034, 0.60, 0.90),
+    "waves": Posts((84, 60, 44), 0.034, 0.66, 0.95),
+    "wind": Posts((242, 240, 232), 0.034, 0.66, 0.92),
+    "night": Posts((255, 206, 110), 0.036, 0.85, 0.94),  # the windows of a street below the hill
+}
 
 
 def draw_backdrop(canvas: Canvas, name: str, panels: bool, seed: int) -> None:
@@ -56,11 +75,19 @@ def _wall(canvas: Canvas, name: str, panels: bool) -> None:
     canvas.backdrop(np.clip(brightness[..., None] * np.asarray(WALLS[name], np.float32), 0, 255))
 
 
-def _posts(canvas: Canvas, colour: Colour, half_width: float, top: float, bottom: float) -> None:
-    """A row of posts that stand at the same places in every clip."""
-    far = _far(canvas)
-    post = box(-half_width, top, half_width, bottom)
-    canvas.fill(lambda x, y: post(x % POST_GAP - POST_GAP / 2, y), colour, (-far, top, far, bottom))
+def _posts(canvas: Canvas, ambience: str) -> None:
+    posts, far = POSTS[ambience], _far(canvas)
+    post = box(-posts.half_width, posts.top, posts.half_width, posts.bottom)
+    bounds = (-far, posts.top, far, posts.bottom)
+    canvas.fill(lambda x, y: post(x % POST_GAP - POST_GAP / 2, y), posts.colour, bounds)
+
+
+def post_boxes(canvas: Canvas, ambience: str) -> list[np.ndarray]:
+    """The bounds of each post that the camera may see in an ambience, pixels (frames, 4)."""
+    posts = POSTS[ambience]
+    count = int(np.ceil(_far(canvas) / POST_GAP))
+    middles = (np.arange(-count, count) + 0.5) * POST_GAP
+    return [canvas.pixel_box(x - posts.half_width, posts.top, x + posts.half_width, posts.bottom) for x in middles]
 
 
 def _rain(canvas: Canvas, times: np.ndarray, rng: np.random.Generator) -> None:
@@ -69,7 +96,7 @@ def _rain(canvas: Canvas, times: np.ndarray, rng: np.random.Generator) -> None:
     far = _far(canvas)
     canvas.fill(lambda x, y: 0.66 + 0.05 * np.sin(5 * x + 1) - y, (70, 86, 84), (-far, 0.5, far, 1.5))
     canvas.fill(lambda x, y: FLOOR + 0 * x - y, (58, 66, 74), (-far, FLOOR - 0.02, far, 1.5))
-    _posts(canvas, (34, 38, 46), 0.034, 0.60, 0.90)
+    _posts(canvas, "rain")
     for _ in range(int(16 * far)):
         x, phase = float(rng.uniform(-far, far)), float(rng.uniform(0, 1.3))
         y = (times * 1.5 + phase) % 1.3 - 0.15
@@ -90,7 +117,7 @@ def _waves(canvas: Canvas, times: np.ndarray, rng: np.random.Generator) -> None:
         canvas.fill(moved(water, 0.018), (236, 244, 248), (-far, 0.4, far, 1.5))
         canvas.fill(water, colour, (-far, 0.4, far, 1.5))
     canvas.fill(lambda x, y: 0.90 + 0.01 * np.sin(6 * x) - y, (222, 200, 150), (-far, 0.86, far, 1.5))
-    _posts(canvas, (84, 60, 44), 0.034, 0.66, 0.95)
+    _posts(canvas, "waves")
 
 
 def _crests(level: np.ndarray, height: float, number: float, run: np.ndarray, phase: float) -> Distance:
@@ -108,7 +135,7 @@ def _wind(canvas: Canvas, times: np.ndarray, rng: np.random.Generator) -> None:
     _gradient(canvas, (176, 208, 226), (228, 234, 222), 0.8)
     far = _far(canvas)
     canvas.fill(lambda x, y: 0.74 - 0.05 * np.cos(2.2 * x) - y, (118, 164, 84), (-far, 0.6, far, 1.5))
-    _posts(canvas, (242, 240, 232), 0.034, 0.66, 0.92)
+    _posts(canvas, "wind")
     side, phase = (-1 if rng.random() < 0.5 else 1), rng.uniform(0, 2 * np.pi)
     x = side * (canvas.width / canvas.height / 2 - 0.2)
     sway = 0.05 * np.sin(2 * np.pi * 0.7 * times + phase) + 0.03
@@ -143,4 +170,4 @@ def _night(canvas: Canvas, times: np.ndarray, rng: np.random.Generator) -> None:
     crescent = both(ellipse(x, 0.16, 0.09, 0.09), lambda across, down: -shadow(across, down))
     canvas.fill(crescent, (250, 238, 190), (x - 0.12, 0.04, x + 0.12, 0.28))
     canvas.fill(lambda u, v: 0.78 + 0.05 * np.sin(3 * u) - v, (18, 22, 34), (-far, 0.7, far, 1.5))
-    _posts(canvas, (255, 206, 110), 0.036, 0.85, 0.94)  # the windows of a street below the hill
+    _posts(canvas, "night")

@@ -28,7 +28,7 @@ from training.caption_head import (
     speech_moments,
 )
 from training.captions_people import shot_caption
-from training.picture_labels import height_labels, picture_labels
+from training.picture_labels import camera_labels, distance_labels, picture_labels
 from training.shots import LENGTHS, OPEN_KINDS, SECONDS, Shot, recolour, sample_shot, speakers
 from training.sound_labels import UNKNOWN, sound_labels, speaking_labels
 from training.speaking import give_voices
@@ -45,7 +45,8 @@ class Batch:
     video: None where the cache holds sound alone.
     speakers: (batch, most speakers, 192), in the order of the text's speech spans; speaker_positions: for each sample
     the text rows that they take, none where the cache holds no voices. labels: (batch, tokens), see `sound_labels`;
-    picture_labels: (batch, video tokens) and heights: (batch, video tokens, frames), see there, None without a video.
+    picture_labels: (batch, video tokens), distances: (batch, video tokens, frames) and camera_paths: (batch, latent
+    frames, 2 * frames), see `training.picture_labels`, None without a video.
     cameras: (batch,), numbers in CAMERAS. turns: (batch, tokens), see `speaking_labels`. shots: what the clips are of.
     """
 
@@ -57,7 +58,8 @@ class Batch:
     speaker_positions: list[tuple[int, ...]]
     labels: Tensor
     picture_labels: Tensor | None
-    heights: Tensor | None
+    distances: Tensor | None
+    camera_paths: Tensor | None
     cameras: Tensor
     turns: Tensor
     shots: list[Shot]
@@ -157,14 +159,16 @@ class CachedClips:
             torch.stack([ask(shot, self.bank, audio.shape[1]) for shot in drawn])
             for ask in (sound_labels, speaking_labels)
         )
-        seen, above, video = None, None, tensors.get("video")
+        seen = away = paths = None
+        video = tensors.get("video")
         if video is not None:
             frames, height, width = video.shape[2:]
             grid = frames, height // PATCH, width // PATCH
             seen = torch.stack([picture_labels(shot, *grid) for shot in drawn])
-            above = torch.stack([height_labels(shot, row, frames) for shot, row in zip(drawn, seen, strict=True)])
+            away = torch.stack([distance_labels(shot, row, frames) for shot, row in zip(drawn, seen, strict=True)])
+            paths = torch.stack([camera_labels(shot, frames) for shot in drawn])
         cameras = torch.tensor([CAMERAS.index(shot.camera) for shot in drawn])
-        return Batch(video, audio, ids, mask, voices, rows, labels, seen, above, cameras, spoken, drawn)
+        return Batch(video, audio, ids, mask, voices, rows, labels, seen, away, paths, cameras, spoken, drawn)
 
     def _choose(self, rng: np.random.Generator, most: int, turns: np.random.Generator) -> tuple[_Group, Tensor]:
         """Clips of one shape: their group, and their numbers in it."""

@@ -20,8 +20,8 @@ from training.canvas import CAMERAS
 from training.sound_labels import UNKNOWN
 
 VOICE_SCALE = 15.0  # of cosines, so that scores tell voices apart
-# Errors of a height (of HEIGHT_UNIT) below this count by their square: it is a pixel of 128.
-HEIGHT_GRAIN = 0.08
+# Errors of a place (in `picture_labels.UNIT`) below this count by their square: it is a pixel of 128.
+GRAIN = 0.08
 
 
 class MiddleHeads(nn.Module):
@@ -33,8 +33,9 @@ class MiddleHeads(nn.Module):
         dim = transformer.config.num_attention_heads * transformer.config.attention_head_dim
         self.norm = nn.LayerNorm(dim)
         self.picture, self.sound = picture_labels.ClassScores(dim), nn.Linear(dim, sound_labels.CLASSES)
-        self.height = nn.Linear(dim, picture_labels.FRAMES)
+        self.distance = nn.Linear(dim, picture_labels.FRAMES)
         self.camera = nn.Linear(dim, len(CAMERAS))
+        self.camera_path = nn.Linear(dim, 2 * picture_labels.FRAMES)
         self.voice = nn.Linear(dim, transformer.config.speaker_dim) if transformer.config.speaker_dim else None
         self._tokens: list[Tensor] = []
         blocks[len(blocks) // 2].register_forward_hook(lambda _block, _given, output: self._tokens.append(output))
@@ -42,21 +43,22 @@ class MiddleHeads(nn.Module):
     def losses(
         self,
         picture: Tensor | None,
-        heights: Tensor | None,
+        distances: Tensor | None,
+        camera_paths: Tensor | None,
         cameras: Tensor,
         sound: Tensor,
         turns: Tensor,
         speakers: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        """Cross entropies of the last pass's tokens with what is seen and with what is heard; to the former the error
-        of heights is added.
+        """Cross entropies of the last pass's tokens with what is seen and with what is heard; to the former the errors
+        of distances and of camera paths are added.
 
-        picture: the label of each video token (batch, video tokens) and heights: of what falls, (batch, video tokens,
-        FRAMES), NaN for none; both None without a picture. cameras: what the camera of each clip does, a number in
-        CAMERAS (batch,), asked of every video token. sound: the label of each audio
-        token (batch, audio tokens). turns: whose turn it is in (batch, audio tokens). speakers: the embeddings that the
-        pass was given, in the order of speaking (batch, speakers, speaker_dim), zeros for none. 0 for what there is no
-        picture of, or where all of the sound is UNKNOWN.
+        picture: the label of each video token (batch, video tokens), distances: of what moves, (batch, video tokens,
+        FRAMES), NaN for none, and camera_paths: (batch, latent frames, 2 * FRAMES), see `picture_labels`; None without
+        a picture. cameras: what the camera of each clip does, a number in CAMERAS (batch,), asked of every video token
+        as its path is. sound: the label of each audio token (batch, audio tokens). turns: whose turn it is in (batch,
+        audio tokens). speakers: the embeddings that the pass was given, in the order of speaking (batch, speakers,
+        speaker_dim), zeros for none. 0 for what there is no picture of, or where all of the sound is UNKNOWN.
         """
         tokens = self.norm(self._tokens[-1].float())
         self._tokens.clear()
@@ -65,16 +67,23 @@ class MiddleHeads(nn.Module):
             video = tokens[:, : picture.shape[1]]
             seen = label_loss(self.picture(video), picture)
             seen = seen + label_loss(self.camera(video), cameras[:, None].expand_as(picture))
-            seen = seen + self._height_loss(video, heights)
+            seen = seen + self._distance_loss(video, distances) + self._camera_loss(video, camera_paths)
         audio = tokens[:, -sound.shape[1] :]
         return seen, label_loss(self.sound(audio), sound) + self._voice_loss(audio, turns, speakers)
 
-    def _height_loss(self, video: Tensor, heights: Tensor | None) -> Tensor:
-        """Of saying how high a falling shape is at the tokens that show one."""
-        if heights is None or heights.isnan().all():
+    def _distance_loss(self, video: Tensor, distances: Tensor | None) -> Tensor:
+        """Of saying how far what moves is from where it sounds, at the tokens that show it."""
+        if distances is None or distances.isnan().all():
             return video.new_zeros(())
-        known = ~heights.isnan()
-        return F.smooth_l1_loss(self.height(video)[known], heights[known], beta=HEIGHT_GRAIN)
+        known = ~distances.isnan()
+        return F.smooth_l1_loss(self.distance(video)[known], distances[known], beta=GRAIN)
+
+    def _camera_loss(self, video: Tensor, paths: Tensor | None) -> Tensor:
+        """Of saying where the camera is in each frame."""
+        if paths is None:
+            return video.new_zeros(())
+        said = self.camera_path(video).unflatten(1, (paths.shape[1], -1))
+        return F.smooth_l1_loss(said, paths[:, :, None].expand_as(said), beta=GRAIN)
 
     def _voice_loss(self, audio: Tensor, turns: Tensor, speakers: Tensor) -> Tensor:
         """Of naming, at each audio token, the one of all given embeddings whose turn it is."""

@@ -1,5 +1,5 @@
-"""What is seen at each video token: a shape of a colour, hair, skin or clothes, or what is behind them; and how high a
-falling shape is there.
+"""What is seen at each video token: a shape of a colour, hair, skin or clothes, a post, or what is behind them; how far
+what moves is from where it lands or touches; and where the camera is.
 
 Asked by `training.middle_heads`.
 """
@@ -14,9 +14,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from training.backdrops import AMBIENCES, WALLS
+from training.backdrops import AMBIENCES, WALLS, post_boxes
+from training.canvas import camera_path
 from training.people import HAIR, SKINS
-from training.shots import Shot, heads, points_of_interest
+from training.rolling import distances
+from training.shots import Shot, canvas_of, heads, points_of_interest
 from training.world import ALL_COLOURS, COLOURS, FPS, SHADES, SHAPES, heights
 
 _SINGLE = (
@@ -25,12 +27,13 @@ _SINGLE = (
     *(("skin", name) for name in SKINS),
     *(("clothes", name) for name in COLOURS),
 )
-_NAMES = (*_SINGLE, *product(ALL_COLOURS, SHAPES))
+POST = ("landmark", "post")
+_NAMES = (*_SINGLE, *product(ALL_COLOURS, SHAPES), POST)
 CLASS_OF = {names: number for number, names in enumerate(_NAMES)}
 CLASSES = len(_NAMES)
 BACKDROPS = len(WALLS) + len(AMBIENCES)  # classes of these come first
 FRAMES = 4  # that a latent frame holds; the first one holds a single one
-HEIGHT_UNIT = 0.1  # of `height_labels`, in heights of the frame
+UNIT = 0.1  # of `distance_labels` and `camera_labels`, in heights of the frame and in nepers
 
 
 class ClassScores(nn.Linear):
@@ -44,7 +47,7 @@ class ClassScores(nn.Linear):
     sums: Tensor
 
     def __init__(self, dim: int) -> None:
-        facts = {names: number for number, names in enumerate((*_SINGLE, *COLOURS, *SHAPES, *SHADES))}
+        facts = {names: number for number, names in enumerate((*_SINGLE, *COLOURS, *SHAPES, *SHADES, POST))}
         super().__init__(dim, len(facts))
         sums = torch.zeros(len(facts), CLASSES)
         for names, number in CLASS_OF.items():
@@ -69,19 +72,42 @@ def picture_labels(shot: Shot, frames: int, rows: int, columns: int) -> Tensor:
     return torch.from_numpy(labels.ravel())
 
 
-def height_labels(shot: Shot, labels: Tensor, frames: int) -> Tensor:
-    """How far a falling shape is above the floor in each frame of the latent frame of each token, in HEIGHT_UNIT:
-    (tokens, FRAMES), NaN at tokens that do not show one.
+def distance_labels(shot: Shot, labels: Tensor, frames: int) -> Tensor:
+    """How far what moves is from where it sounds, in each frame of the latent frame of each token, in UNIT:
+    (tokens, FRAMES), NaN at tokens that do not show such a thing.
 
-    labels: of the tokens, as from `picture_labels`, of so many latent frames.
+    A falling shape from the floor; a rolling ball, and the shape that it hits, from where they touch. labels: of the
+    tokens, as from `picture_labels`, of so many latent frames.
     """
     found = torch.full((len(labels), FRAMES), torch.nan)
-    if shot.scene is None:
-        return found
-    numbers = np.maximum(FRAMES * np.arange(frames)[:, None] - np.arange(FRAMES)[::-1], 0)
-    above = torch.from_numpy(heights(shot.scene, numbers / FPS) / HEIGHT_UNIT).float()
-    shows = labels == CLASS_OF[shot.scene.colour, shot.scene.shape]
-    return torch.where(shows[:, None], above.repeat_interleave(len(labels) // frames, 0), found)
+    times = _moments(frames) / FPS
+    moving: list[tuple[tuple[str, str], np.ndarray]] = []
+    if shot.scene is not None:
+        moving = [((shot.scene.colour, shot.scene.shape), heights(shot.scene, times))]
+    if shot.roll is not None:
+        ball, struck = distances(shot.roll, times)
+        moving = [((shot.roll.colour, shot.roll.shape), struck), ((shot.roll.ball_colour, "ball"), ball)]
+    for names, away in moving:
+        shows = labels == CLASS_OF[names]
+        rows = torch.from_numpy(away / UNIT).float().repeat_interleave(len(labels) // frames, 0)
+        found = torch.where(shows[:, None], rows, found)
+    return found
+
+
+def camera_labels(shot: Shot, frames: int) -> Tensor:
+    """Where the camera is in each frame of so many latent frames, in UNIT: (frames, 2 * FRAMES), first how far to the
+    right, then its zoom's logarithm.
+    """
+    path = camera_path(shot.camera, shot.num_frames, shot.width / shot.height)
+    numbers = np.minimum(_moments(frames), shot.num_frames - 1)
+    x, zoom = (np.broadcast_to(values, shot.num_frames)[numbers] for values in (path.x, path.zoom))
+    return torch.from_numpy(np.concatenate([x, np.log(zoom)], axis=1) / UNIT).float()
+
+
+def _moments(frames: int) -> np.ndarray:
+    """The numbers of the frames of each latent frame, (frames, FRAMES); the first holds one, four times."""
+    numbers: np.ndarray = np.maximum(FRAMES * np.arange(frames)[:, None] - np.arange(FRAMES)[::-1], 0)
+    return numbers
 
 
 def thing_weights(labels: Tensor, frames: int, height: int, width: int, weight: float) -> Tensor:
@@ -107,6 +133,9 @@ def _within(low: np.ndarray, high: np.ndarray, count: int) -> np.ndarray:
 
 def _things(shot: Shot) -> Iterator[tuple[tuple[str, str], np.ndarray]]:
     """The names and the boxes, pixels (frames, 4), of what stands before the backdrop, from the back to the front."""
+    if shot.ambience is not None:
+        for box in post_boxes(canvas_of(shot), shot.ambience):
+            yield POST, box
     for person, head in zip(shot.people, heads(shot), strict=True):
         left, top, right, bottom = head.T
         middle, floor = (top + bottom) / 2, np.full_like(bottom, shot.height)

@@ -81,6 +81,12 @@ def places(roll: Roll, times: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return roll.x + roll.direction * (ball - _gap(roll)), roll.x + roll.direction * pushed
 
 
+def distances(roll: Roll, times: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """How far the ball and the shape are at `times` from where they are when they touch, in heights of the frame."""
+    ball, shape = places(roll, times)
+    return np.abs(ball - roll.x + roll.direction * _gap(roll)), np.abs(shape - roll.x)
+
+
 @lru_cache(maxsize=256)
 def _gap(roll: Roll) -> float:
     """How far the middles are apart where the ball touches the shape, which slants or bulges."""

@@ -155,7 +155,7 @@ def render_frames(shot: Shot, openings: Sequence[np.ndarray] = ()) -> np.ndarray
         return world.render_frames(shot.scene, shot.width, shot.height, shot.num_frames)
     if len(openings) != len(shot.people):
         raise ValueError(f"{len(openings)} openings for {len(shot.people)} people; give one for each person")
-    canvas = _canvas(shot)
+    canvas = canvas_of(shot)
     draw_backdrop(canvas, shot.backdrop, shot.panels, shot.seed)
     if shot.scene is not None:
         _draw_scene(canvas, shot.scene)
@@ -168,7 +168,7 @@ def render_frames(shot: Shot, openings: Sequence[np.ndarray] = ()) -> np.ndarray
 
 def points_of_interest(shot: Shot) -> list[np.ndarray]:
     """The boxes that matter most in a clip, pixels (frames, 4) each: mouths, or the shape; none of a view."""
-    canvas = _canvas(shot)
+    canvas = canvas_of(shot)
     boxes = [mouth_box(canvas, person) for person in shot.people]
     if shot.scene is not None:
         boxes.append(_scene_box(canvas, shot.scene))
@@ -179,11 +179,12 @@ def points_of_interest(shot: Shot) -> list[np.ndarray]:
 
 def heads(shot: Shot) -> list[np.ndarray]:
     """The box of each person's head, pixels (frames, 4)."""
-    canvas = _canvas(shot)
+    canvas = canvas_of(shot)
     return [head_box(canvas, person) for person in shot.people]
 
 
-def _canvas(shot: Shot) -> Canvas:
+def canvas_of(shot: Shot) -> Canvas:
+    """An empty canvas of the shot's size and length, through its camera."""
     return Canvas(
         shot.width, shot.height, shot.num_frames, camera_path(shot.camera, shot.num_frames, shot.width / shot.height)
     )
