@@ -14,6 +14,7 @@ from typing import Any
 import httpx
 import torch
 from conftest import GOLDEN
+from gradio.utils import get_upload_folder
 from peft import LoraConfig, get_peft_model_state_dict
 from rewriter_server import obedient
 
@@ -187,3 +188,12 @@ def form(**changes: Any) -> Form:
         "timbre_apart": True,
     }
     return Form(**values | DEFAULTS | {"assignments": None} | changes)
+
+
+def uploaded(name: str, content: bytes) -> dict[str, Any]:
+    """As if the page had sent it."""
+    folder = Path(get_upload_folder()) / "sent"
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / name
+    path.write_bytes(content)
+    return {"path": str(path)}
