@@ -12,7 +12,7 @@ from diffusers import AutoencoderKLLTX2Audio
 from torch import nn
 
 from nava_core.decode import encode_video
-from training import cache_latents, common, fast_vae, shots, video_vae, video_windows
+from training import cache_latents, common, fast_vae, shots, video_vae, video_windows, world
 from training.muon import Muon
 
 TINY = {
@@ -290,6 +290,17 @@ def test_cache_holds_normalised_latents_and_the_shots(tiny_models: Path, tmp_pat
     usual = cache_latents.ClipEncoder(tiny_models, None).video(stored[0])  # in bfloat16 where the CPU has it
     assert (usual - whole).square().mean().sqrt() < 0.03 * whole.std()
     assert not cache_plan(plan.out, tiny_models, clips=2, shard=2).shards()[0].is_done()
+
+
+def test_what_rings_on_at_the_end_of_a_clip_does_not_sound_like_an_impact() -> None:
+    shots_of = (shots.sample_shot(np.random.default_rng(seed), "fall") for seed in range(200))
+    late = [shot for shot in shots_of if shot.scene and world.contacts(shot.scene)[-1].time > world.CLIP_SECONDS - 0.25]
+    assert len(late) > 5
+    for shot in late:
+        mel = cache_latents.sound_mel(shot, None)
+        assert mel.shape == (2, 205, 64)
+        levels = mel.mean(dim=(0, 2))
+        assert levels[-2:].max() < levels[-9:-5].mean() + 0.05
 
 
 def test_shards_of_all_buckets_come_by_turns(tmp_path: Path) -> None:

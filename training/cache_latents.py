@@ -33,16 +33,20 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from nava_core.decode import encode_audio
-from nava_core.mel import log_mel_spectrogram
+from nava_core.mel import HOP_LENGTH, log_mel_spectrogram
 from nava_core.models.speaker_encoder import ReDimNetSpeakerEncoder
 from training import common, shots, speaking
 from training.fast_vae import encode_moments, use_fast_norms
 from training.shots import Shot
 from training.video_windows import to_pixels
 from training.voices import VoiceBank
+from training.world import FPS
 
 SOUND_RATE, MEL_RATE = 48_000, 16_000
 ENCODER_PREFIXES = ("encoder.", "quant_conv.")
+# Seconds of sound after a clip, which its last mel frames see: of a sound that is reflected at its end, what rings on
+# there would look like an impact.
+TAIL = 0.1
 SPEAKER_DIM, MOST_PEOPLE = 192, 2
 CACHE_FILE = "cache.json"
 
@@ -191,12 +195,18 @@ class ClipEncoder:
         return rows
 
 
+def sound_mel(shot: Shot, bank: VoiceBank | None) -> torch.Tensor:
+    """The log-mel of the shot's own sound, `(2, frames, 64)`."""
+    sound = speaking.render_sound(shot, bank, SOUND_RATE, TAIL)
+    waveform = soxr.resample(np.ascontiguousarray(sound.T), SOUND_RATE, MEL_RATE).T
+    frames = round(shot.num_frames / FPS * MEL_RATE) // HOP_LENGTH + 1
+    return log_mel_spectrogram(torch.from_numpy(np.ascontiguousarray(waveform)))[:, :frames].contiguous()
+
+
 @torch.no_grad()
 def sound_tokens(audio_vae: AutoencoderKLLTX2Audio, shot: Shot, bank: VoiceBank | None) -> torch.Tensor:
     """The shot's own sound as audio latents, `(tokens, channels)`."""
-    sound = speaking.render_sound(shot, bank, SOUND_RATE)
-    waveform = soxr.resample(np.ascontiguousarray(sound.T), SOUND_RATE, MEL_RATE).T
-    return encode_audio(audio_vae, log_mel_spectrogram(torch.from_numpy(np.ascontiguousarray(waveform))))
+    return encode_audio(audio_vae, sound_mel(shot, bank))
 
 
 def write_shard(shard: Shard, encoder: ClipEncoder, digest: str | None = None) -> None:

@@ -74,12 +74,12 @@ def openings(shot: Shot, bank: VoiceBank) -> list[np.ndarray]:
     ]
 
 
-def render_sound(shot: Shot, bank: VoiceBank | None, rate: int = 48_000) -> np.ndarray:
+def render_sound(shot: Shot, bank: VoiceBank | None, rate: int = 48_000, tail: float = 0.0) -> np.ndarray:
     """The shot's sound, float32 (2, samples): impacts, speech from each speaker's side, ambience.
 
-    bank: None where nobody speaks.
+    bank: None where nobody speaks. tail: for how many seconds longer than the picture.
     """
-    seconds = shot.num_frames / world.FPS
+    seconds = shot.num_frames / world.FPS + tail
     if shot.kind == "fall" and shot.scene is not None:
         return world.render_sound(shot.scene, seconds, rate)
     if shot.roll is not None:
