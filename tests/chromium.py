@@ -15,6 +15,7 @@ CHROMIUM = shutil.which("chromium")
 needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium on the PATH")
 PATIENCE = 240_000  # milliseconds, on a machine that is busy with something else
 DESKTOP, PHONE = {"width": 1440, "height": 900}, {"width": 390, "height": 844}
+PROMPT_IS = "text => document.querySelector('#prompt textarea')?.value === text"
 ARGUMENTS = [
     "--no-sandbox",
     "--disable-gpu",
@@ -66,6 +67,19 @@ def without_errors(context: Any) -> Iterator[Any]:
     yield page
     page.close()
     assert not errors
+
+
+@contextmanager
+def opened(context: Any, url: str) -> Iterator[Any]:
+    """A page whose model is ready; any error of a script fails the test."""
+    with without_errors(context) as page:
+        page.goto(url)
+        page.wait_for_selector("#generate:not([disabled]), #cancel")
+        yield page
+
+
+def write(page: Any, prompt: str) -> None:
+    page.fill("#prompt textarea", prompt)
 
 
 def wait_for_value(page: Any, place: str, value: str) -> None:

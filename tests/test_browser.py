@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +14,14 @@ import soundfile
 from chromium import (
     DESKTOP,
     PHONE,
+    PROMPT_IS,
     come_to_rest,
     fill_number,
     needs_chromium,
+    opened,
     wait_for_value,
     wait_until_kept,
-    without_errors,
+    write,
 )
 from PIL import Image
 from studio_server import held_up, random_lora, slow_down, studio, tiny_pipeline
@@ -52,7 +53,6 @@ PANELS = (
 )
 BESIDE_EACH_OTHER = f"() => {{ {PANELS} return stage.left >= writing.right; }}"
 BELOW_EACH_OTHER = f"() => {{ {PANELS} return stage.top >= writing.bottom; }}"
-PROMPT_IS = "text => document.querySelector('#prompt textarea')?.value === text"
 NO_RANDOM_SEED = "document.querySelector('#random-seed input')?.checked === false"
 OUT_OF_SIGHT = """() => [...document.querySelectorAll('#bar :is(button, input, label)')]
     .filter(e => e.checkVisibility() && e.getBoundingClientRect().right > window.innerWidth)
@@ -79,19 +79,6 @@ def url(engine: InProcessEngine, tmp_path_factory: pytest.TempPathFactory) -> It
     random_lora(tiny_pipeline(), loras).rename(loras / "pencil.safetensors")
     with studio(engine, engine.output_dir, lora_dir=loras) as url:
         yield url
-
-
-@contextmanager
-def opened(context: Any, url: str) -> Iterator[Any]:
-    """A page whose model is ready; any error of a script fails the test."""
-    with without_errors(context) as page:
-        page.goto(url)
-        page.wait_for_selector("#generate:not([disabled]), #cancel")
-        yield page
-
-
-def write(page: Any, prompt: str) -> None:
-    page.fill("#prompt textarea", prompt)
 
 
 def step_shown(page: Any) -> int:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import pytest
-from chromium import needs_chromium, without_errors
+from chromium import PROMPT_IS, needs_chromium, opened, write
 from studio_server import TypingModel, studio, tiny_pipeline
 
 from nava_core.engine import InProcessEngine
@@ -15,7 +14,6 @@ from rewriter import Rewriter
 from ui.rewriting import RewriteDesk
 
 pytestmark = needs_chromium
-PROMPT_IS = "text => document.querySelector('#prompt textarea')?.value === text"
 CAPTION_HOLDS = """text => document.querySelector('#caption-status [data-outcome]')
     && document.querySelector('#caption textarea')?.value.includes(text)"""
 ENGLISH = "A red ball falls. She says: ~~Hello <b>there</b>~~"
@@ -44,19 +42,6 @@ def typing_url(engine: InProcessEngine, model: TypingModel) -> Iterator[str]:
     """A page whose captions are typed while one can watch."""
     with studio(engine, engine.output_dir, desk=RewriteDesk(lambda: Rewriter(model))) as url:
         yield url
-
-
-@contextmanager
-def opened(context: Any, url: str) -> Iterator[Any]:
-    """A page whose model is ready; any error of a script fails the test."""
-    with without_errors(context) as page:
-        page.goto(url)
-        page.wait_for_selector("#generate:not([disabled]), #cancel")
-        yield page
-
-
-def write(page: Any, prompt: str) -> None:
-    page.fill("#prompt textarea", prompt)
 
 
 def test_a_prompt_is_rewritten_used_taken_back_and_made(context: Any, url: str, engine: InProcessEngine) -> None:

@@ -25,7 +25,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import soxr
 import torch
 from diffusers.models.autoencoders.autoencoder_kl_ltx2_audio import AutoencoderKLLTX2Audio
 from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
@@ -33,16 +32,16 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from nava_core.decode import encode_audio
-from nava_core.mel import HOP_LENGTH, log_mel_spectrogram
+from nava_core.mel import HOP_LENGTH, SAMPLING_RATE
 from nava_core.models.speaker_encoder import ReDimNetSpeakerEncoder
 from training import common, shots, speaking
 from training.fast_vae import encode_moments, use_fast_norms
 from training.shots import Shot
+from training.sounds import OUTPUT_RATE, make_clip
 from training.video_windows import to_pixels
 from training.voices import VoiceBank
 from training.world import FPS
 
-SOUND_RATE, MEL_RATE = 48_000, 16_000
 ENCODER_PREFIXES = ("encoder.", "quant_conv.")
 # Seconds of sound after a clip, which its last mel frames see: of a sound that is reflected at its end, what rings on
 # there would look like an impact.
@@ -197,10 +196,8 @@ class ClipEncoder:
 
 def sound_mel(shot: Shot, bank: VoiceBank | None) -> torch.Tensor:
     """The log-mel of the shot's own sound, `(2, frames, 64)`."""
-    sound = speaking.render_sound(shot, bank, SOUND_RATE, TAIL)
-    waveform = soxr.resample(np.ascontiguousarray(sound.T), SOUND_RATE, MEL_RATE).T
-    frames = round(shot.num_frames / FPS * MEL_RATE) // HOP_LENGTH + 1
-    return log_mel_spectrogram(torch.from_numpy(np.ascontiguousarray(waveform)))[:, :frames].contiguous()
+    frames = round(shot.num_frames / FPS * SAMPLING_RATE) // HOP_LENGTH + 1
+    return make_clip(speaking.render_sound(shot, bank, OUTPUT_RATE, TAIL)).mel[:, :frames]
 
 
 @torch.no_grad()

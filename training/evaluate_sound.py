@@ -27,12 +27,13 @@ from nava_core.decode import decode_mel
 from nava_core.mel import HOP_LENGTH, SAMPLING_RATE
 from nava_core.phase import refine_phases
 from training import speaking, world
-from training.cache_latents import SOUND_RATE, sound_tokens
+from training.cache_latents import sound_tokens
 from training.evaluate_people import make_cases
 from training.evaluation import Case, Row, finite, generate
 from training.recognise import WordRecogniser, word_error_rate
 from training.scores import mean_known
 from training.shots import speakers
+from training.sounds import OUTPUT_RATE
 from training.timbre import OurEncoder, nearer_own, rivals
 from training.voices import VoiceBank
 
@@ -115,7 +116,7 @@ def main() -> None:
         with torch.no_grad():
             vocoded = pipeline.vocoder(mel[None].to(pipeline.vocoder.dtype))[0].float().numpy()
         heard["made"].append(recogniser(wave, SAMPLING_RATE))
-        heard["vocoder"].append(recogniser(vocoded, SOUND_RATE))
+        heard["vocoder"].append(recogniser(vocoded, OUTPUT_RATE))
         heard["autoencoder"].append(recogniser(inverted(true_mel), SAMPLING_RATE))
         own.append(heard_as_own(pipeline, bank, case, wave))
         pictures += [picture(true_mel), picture(mel)]

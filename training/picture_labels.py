@@ -15,7 +15,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from training.backdrops import AMBIENCES, WALLS, post_boxes
-from training.canvas import camera_path
 from training.people import HAIR, SKINS
 from training.rolling import distances
 from training.shots import Shot, canvas_of, heads, points_of_interest
@@ -98,8 +97,7 @@ def camera_labels(shot: Shot, frames: int) -> Tensor:
     """Where the camera is in each frame of so many latent frames, in UNIT: (frames, 2 * FRAMES), first how far to the
     right, then its zoom's logarithm.
     """
-    path = camera_path(shot.camera, shot.num_frames, shot.width / shot.height)
-    numbers = np.minimum(_moments(frames), shot.num_frames - 1)
+    path, numbers = shot.camera_path, np.minimum(_moments(frames), shot.num_frames - 1)
     x, zoom = (np.broadcast_to(values, shot.num_frames)[numbers] for values in (path.x, path.zoom))
     return torch.from_numpy(np.concatenate([x, np.log(zoom)], axis=1) / UNIT).float()
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from training import world
 from training.backdrops import AMBIENCES, WALLS, draw_backdrop
-from training.canvas import CAMERAS, Canvas, camera_path
+from training.canvas import CAMERAS, Camera, Canvas, camera_path
 from training.people import PAIR_PLACES, SINGLE_PLACES, Person, draw_person, head_box, mouth_box, sample_person
 from training.rolling import Roll, draw_roll, roll_boxes, sample_roll
 
@@ -54,6 +54,10 @@ class Shot:
     def num_frames(self) -> int:
         """4n+1, the nearest to the seconds."""
         return 4 * round(self.seconds * world.FPS / 4) + 1
+
+    @property
+    def camera_path(self) -> Camera:
+        return camera_path(self.camera, self.num_frames, self.width / self.height)
 
     @property
     def ambience(self) -> str | None:
@@ -185,9 +189,7 @@ def heads(shot: Shot) -> list[np.ndarray]:
 
 def canvas_of(shot: Shot) -> Canvas:
     """An empty canvas of the shot's size and length, through its camera."""
-    return Canvas(
-        shot.width, shot.height, shot.num_frames, camera_path(shot.camera, shot.num_frames, shot.width / shot.height)
-    )
+    return Canvas(shot.width, shot.height, shot.num_frames, shot.camera_path)
 
 
 def _place(canvas: Canvas, scene: world.Scene) -> tuple[float, np.ndarray]:
