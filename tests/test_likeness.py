@@ -27,7 +27,7 @@ from training import (
     timbre,
     world,
 )
-from training.evaluation import Case
+from training.evaluation import Case, Clip
 from training.lexicon import WORDS
 from training.sheet import line_chart
 from training.voices import Voice, VoiceBank
@@ -136,6 +136,28 @@ def test_silence_is_nobodys_voice(bank: VoiceBank, samples: int) -> None:
     noise = [2e-4 * np.random.default_rng(0).standard_normal((2, samples), np.float32) for _ in asked]
     values = heard(bank, asked, noise)
     assert [values[name] for name in ("voice comb", "voice comb like", "binding comb", "likeness comb")] == [0] * 4
+
+
+def test_each_turn_to_speak_is_heard_alone_and_whole(bank: VoiceBank) -> None:
+    voices = [bank.voice(name) for name in ("train-f0", "train-m1")]
+    said = {voice.name: bank.reference(voice, np.random.default_rng(0), ()) for voice in voices}
+
+    def who(sound: np.ndarray, rate: int) -> tuple[str, ...]:
+        """A listener that writes down whose voice it is, and for how many seconds it listens."""
+        near = {name: float(comb(sound, rate) @ comb(voice, RATE)) for name, voice in said.items()}
+        return max(near, key=lambda name: near[name]), str(sound.shape[1] / rate)
+
+    for case in cases_of(bank, "pair", 4):
+        shot = with_voices(case.shot, *said)
+        clip = Clip(np.zeros((49, 128, 128, 3), np.uint8), speaking.render_sound(shot, bank), 48_000)
+        listeners = evaluate_people.Listeners(who)  # type: ignore[arg-type]
+        outcome = evaluate_people.ask(bank, listeners).measure(replace(case, shot=shot), clip, 24, 1.0)
+        assert outcome.heard is not None and outcome.heard_whole is not None
+        people = [shot.people[number] for number in shots.speakers(shot)]
+        assert outcome.heard[::2] == tuple(person.voice for person in people)
+        for person, seconds in zip(people, outcome.heard[1::2], strict=True):
+            assert float(seconds) == pytest.approx(speaking.utterance(person, bank).seconds + 0.2, abs=0.001)
+        assert outcome.heard_whole[1] == str(clip.audio.shape[1] / 48_000)
 
 
 def test_references_are_of_the_split_and_say_other_words(bank: VoiceBank) -> None:

@@ -23,9 +23,10 @@ from training.picture_labels import (
     UNIT,
     ClassScores,
     camera_labels,
+    class_weights,
     distance_labels,
+    error_weights,
     picture_labels,
-    thing_weights,
 )
 from training.shots import KINDS, canvas_of, points_of_interest, render_frames, sample_shot
 from training.world import COLOURS, FLOOR, FPS, PAIRS, SHAPES
@@ -132,13 +133,26 @@ def test_a_ball_that_has_not_come_in_yet_is_nowhere() -> None:
 def test_what_stands_before_the_backdrop_counts_more_in_its_own_latents_and_those_beside_it_in_time() -> None:
     assert all((names[0] == "backdrop") == (number < BACKDROPS) for number, names in enumerate(_NAMES))
     labels = torch.zeros(2, 5 * 2 * 3, dtype=torch.long)
-    labels[1, 2 * 6 + 4] = BACKDROPS  # the third latent frame's lower middle token
-    weights = thing_weights(labels, 5, 4, 6, 3.0)
-    assert weights.shape == (2, 1, 5, 4, 6) and weights.mean().item() == pytest.approx(1.0)
-    heavy = weights[1, 0] > 2 * weights[0, 0]
-    expected = torch.zeros(5, 4, 6, dtype=torch.bool)
-    expected[1:4, 2:, 2:4] = True
-    assert torch.equal(heavy, expected)
+    place = 2 * 6 + 4  # the third latent frame's lower middle token
+    still = torch.full((2, 30, FRAMES), torch.nan)
+    there = torch.zeros(5, 4, 6, dtype=torch.bool)
+    there[1:4, 2:, 2:4] = True
+
+    def ratio(distances: torch.Tensor) -> float:
+        """How many times as much as the backdrop's the thing's latents count."""
+        weights = error_weights(labels, distances, 5, 4, 6, classes, 2.0)
+        assert weights.shape == (2, 1, 5, 4, 6) and weights.mean().item() == pytest.approx(1.0)
+        behind = weights[0].max()
+        assert torch.equal(weights[1, 0] > 1.5 * behind, there) and weights[1, 0][there].unique().numel() == 1
+        return float(weights[1, 0][there][0] / behind)
+
+    classes = class_weights(3.0, {"blue": 2.5})
+    for names, expected in ((("clothes", "blue"), 3.0), (("red", "star"), 3.0), (("blue", "star"), 7.5)):
+        labels[1, place] = _NAMES.index(names)
+        assert ratio(still) == pytest.approx(expected)
+    lies, falls = still.clone(), still.clone()
+    lies[1, place], falls[1, place] = 0.02 * torch.arange(FRAMES), 0.2 * torch.arange(FRAMES)
+    assert ratio(lies) == pytest.approx(7.5) and ratio(falls) == pytest.approx(15.0)
 
 
 def test_pairs_of_colour_and_shape_that_were_never_seen_are_named_too() -> None:

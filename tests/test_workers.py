@@ -27,7 +27,7 @@ from waiting import wait_for
 from nava_core.conditioning.speaker import embed_speakers
 from nava_core.conditioning.text import count_tokens
 from nava_core.engine import EngineError, PipelineSource, group, parallel
-from nava_core.engine.overhead import job_overhead
+from nava_core.engine.overhead import Overhead, job_overhead
 from nava_core.engine.runner import Outcome, Progress, RunFailed, RunnerLost, Task
 from nava_core.engine.workers import WorkerRunner
 from nava_core.export import save_output
@@ -423,13 +423,13 @@ def test_close_ends_a_start_and_all_that_comes_later(tmp_path: Path) -> None:
 def test_a_job_costs_little_over_the_bare_call(pipeline: Any, one_thread: None, tmp_path: Path) -> None:
     """In processor time, which a busy machine disturbs least; the promise itself is docs/engine-evidence.md's.
 
-    A processor that is shared with others' programs has run the same work in twice the time: of either kind the run
-    that was disturbed least is taken.
+    A processor that is shared with others' programs does the same work at half its speed and at all of it, by turns of
+    some seconds: who comes next to whom had the same, mostly, and of three stretches the least disturbed one is taken.
     """
     runner = WorkerRunner(SOURCE)
-    costs = job_overhead(pipeline, replace(CLIP, num_inference_steps=20), tmp_path, repeats=6, runner=runner)
-    bare, job = (min(run.processor for run in runs) for runs in (costs.bare, costs.job))
-    assert job - bare < max(0.05 * bare, 0.15)
+    costs = job_overhead(pipeline, replace(CLIP, num_inference_steps=20), tmp_path, repeats=15, runner=runner)
+    stretches = [Overhead(costs.bare[first : first + 5], costs.job[first : first + 5]) for first in (0, 5, 10)]
+    assert any(stretch.processor_seconds < 0.15 or stretch.processor_share < 0.05 for stretch in stretches)
 
 
 @pytest.fixture

@@ -35,7 +35,7 @@ from training import common
 from training.clips import Batch, CachedClips, WorldCaptions
 from training.muon import Muon
 from training.nano_model import HEADS, HEADS_FILE, NanoModel
-from training.picture_labels import thing_weights
+from training.picture_labels import class_weights, error_weights
 from training.voices import VoiceBank
 
 logger = logging.getLogger(__name__)
@@ -128,9 +128,12 @@ def flow_loss(model: NanoModel, batch: Batch, config: dict[str, Any], rng: np.ra
     if video_velocity is not None:
         start = 1 if clean_first_frame else 0
         error = (output.sample.float() - video_velocity).square()
-        if batch.picture_labels is not None:
+        if batch.picture_labels is not None and batch.distances is not None:
             frames, height, width = error.shape[2:]
-            error = error * thing_weights(batch.picture_labels, frames, height, width, config["thing_weight"])
+            classes = class_weights(config["thing_weight"], config["colour_weights"])
+            error = error * error_weights(
+                batch.picture_labels, batch.distances, frames, height, width, classes, config["moving_weight"]
+            )
         video_loss = error[:, :, start:].mean()
     heads = model.middle_heads.losses(
         batch.picture_labels, batch.distances, batch.camera_paths, batch.cameras, batch.labels, batch.turns, speakers

@@ -10,6 +10,10 @@ two people ("pair", "pair_voices"), and cameras, ambiences, sizes and lengths ("
 weights; and above them the ceilings, the world's own clips through the autoencoders. Falling shapes are
 `training.evaluate`'s.
 
+With --recogniser, "wer" is the word error rate of what is heard in the turns to speak, each listened to alone as
+recordings of several speakers are ("wer whole": of all of the clip at once, where the recogniser mostly ends with the
+first speaker, and leaves out a word that the second one says again).
+
 With --timbre, encoders trained elsewhere say whether each speaker's span is nearer to its own reference than to another
 voice's of the same sex ("voice"), to one's of like pitch too ("like"), and of two people, whether each has the right
 voice ("binding"). A model that ignores the references gets a half of the first two. Of two people of one sex it binds
@@ -50,16 +54,16 @@ from training.evaluation import (
     reconstruct,
     run_evaluation,
 )
-from training.likeness import clip_likeness, likeness_columns
+from training.likeness import clip_likeness, likeness_columns, span
 from training.recognise import WordRecogniser
 from training.scores_people import Outcome, measure_people_clip, score, shuffled
-from training.shots import SECONDS, Shot
+from training.shots import SECONDS, Shot, speakers
 from training.timbre import Encoder, independent_encoders
 from training.voices import VoiceBank
 
 COLUMNS = (
     "people", "hair", "clothes", "skin", "side", "camera still", "camera moves", "mouth", "mouth follows", "sync 60ms",
-    "stereo", "order", "carried", "wer", "start error", "seconds",
+    "stereo", "order", "carried", "wer", "wer whole", "start error", "seconds",
 )  # fmt: skip
 PLAIN_COLUMNS = ("mouth", "start error", "seconds")
 ROWS = {
@@ -87,6 +91,8 @@ FLOORS = {
     "ceiling_tour": Row("autoencoders, tours", "tour", "held_out", reconstruct),
 }
 PLAIN_FLOORS = tuple(name for name in FLOORS if name != "ceiling_tour")
+# Seconds around a turn to speak that are heard with it.
+TURN_MARGIN = 0.1
 TABLE = Table(ROWS, FLOORS, COLUMNS, PLAIN_COLUMNS)
 
 
@@ -118,10 +124,14 @@ def ask(bank: VoiceBank, listeners: Listeners) -> Questions[Outcome]:
     """What is asked of a clip of people."""
 
     def measure(case: Case, clip: Clip, fps: float, seconds: float) -> Outcome:
-        heard = listeners.recogniser(clip.audio, clip.rate) if listeners.recogniser else None
+        heard = whole = None
+        if listeners.recogniser:
+            turns = [span(case.shot.people[n], bank, clip.audio, clip.rate, TURN_MARGIN) for n in speakers(case.shot)]
+            heard = tuple(word for turn in turns for word in listeners.recogniser(turn, clip.rate))
+            whole = listeners.recogniser(clip.audio, clip.rate)
         voices = clip_likeness(case.shot, bank, clip.audio, clip.rate, listeners.encoders)
         measured = measure_people_clip(clip.frames, clip.audio, fps, clip.rate)
-        return Outcome(case.shot, measured, seconds, heard, voices)
+        return Outcome(case.shot, measured, seconds, heard, whole, voices)
 
     return Questions(measure, describe, label, score, unmatched)
 
@@ -139,7 +149,7 @@ def describe(case: Case, outcome: Outcome) -> dict[str, Any]:
     ]
     return {"prompt": case.prompt, "seed": case.seed, "asked": asdict(case.shot), "seen": seen,
             "camera": outcome.clip.camera, "speech": asdict(speech), "heard": outcome.heard,
-            "voices": outcome.voices, "seconds": outcome.seconds}  # fmt: skip
+            "heard_whole": outcome.heard_whole, "voices": outcome.voices, "seconds": outcome.seconds}  # fmt: skip
 
 
 def label(outcome: Outcome) -> str:

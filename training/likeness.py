@@ -39,10 +39,10 @@ def clip_likeness(
     return found
 
 
-def span(person: Person, bank: VoiceBank, audio: np.ndarray, rate: int) -> np.ndarray:
-    """The part of `audio` (channels, samples) in which `person` was asked to speak."""
-    first = round(person.start * rate)
-    return audio[:, first : first + round(speaking.utterance(person, bank).seconds * rate)]
+def span(person: Person, bank: VoiceBank, audio: np.ndarray, rate: int, margin: float = 0.0) -> np.ndarray:
+    """The part of `audio` (channels, samples) in which `person` was asked to speak, and `margin` seconds around it."""
+    end = person.start + speaking.utterance(person, bank).seconds + margin
+    return audio[:, max(round((person.start - margin) * rate), 0) : round(end * rate)]
 
 
 def references(shot: Shot, number: int, bank: VoiceBank) -> dict[str, np.ndarray]:

@@ -6,7 +6,7 @@ Asked by `training.middle_heads`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import product
 
 import numpy as np
@@ -33,6 +33,7 @@ CLASSES = len(_NAMES)
 BACKDROPS = len(WALLS) + len(AMBIENCES)  # classes of these come first
 FRAMES = 4  # that a latent frame holds; the first one holds a single one
 UNIT = 0.1  # of `distance_labels` and `camera_labels`, in heights of the frame and in nepers
+STIRRED = 0.1  # in UNIT: what moves less within a latent frame, a pixel of 128, stands still
 
 
 class ClassScores(nn.Linear):
@@ -108,16 +109,30 @@ def _moments(frames: int) -> np.ndarray:
     return numbers
 
 
-def thing_weights(labels: Tensor, frames: int, height: int, width: int, weight: float) -> Tensor:
-    """What the squared error of each latent counts, (batch, 1, frames, height, width), with a mean of 1: `weight` times
-    as much where there is something other than the backdrop, or is one latent frame before or after.
+def class_weights(thing: float, colours: Mapping[str, float]) -> Tensor:
+    """What the squared error of a token of each class counts, (CLASSES,): 1 of a backdrop, `thing` of all else; of a
+    shape as many times that as `colours` says of its colour.
+    """
+    shapes = {(colour, shape): colours.get(colour, 1.0) for colour, shape in product(ALL_COLOURS, SHAPES)}
+    weights = [1.0 if number < BACKDROPS else thing * shapes.get(names, 1.0) for number, names in enumerate(_NAMES)]
+    return torch.tensor(weights)
 
-    labels: of each token (batch, tokens), as from `picture_labels`; tokens are squares of latents.
+
+def error_weights(
+    labels: Tensor, distances: Tensor, frames: int, height: int, width: int, classes: Tensor, moving: float
+) -> Tensor:
+    """What the squared error of each latent counts, (batch, 1, frames, height, width), with a mean of 1: what `classes`
+    (CLASSES,) says of the token, `moving` times as much while it shows something that falls or rolls, and no less one
+    latent frame before and after.
+
+    labels: of each token (batch, tokens), as from `picture_labels`, and distances (batch, tokens, FRAMES), as from
+    `distance_labels`; tokens are squares of latents.
     """
     side = round((frames * height * width / labels.shape[1]) ** 0.5)
-    things = (labels >= BACKDROPS).unflatten(1, (frames, height // side, width // side)).float()
-    near = F.max_pool3d(things[:, None], (3, 1, 1), stride=1, padding=(1, 0, 0))
-    weights = 1 + (weight - 1) * near.repeat_interleave(side, 3).repeat_interleave(side, 4)
+    moves = distances.amax(-1) - distances.amin(-1) > STIRRED
+    weights = (classes[labels] * (1 + (moving - 1) * moves)).unflatten(1, (frames, height // side, width // side))
+    weights = F.max_pool3d(weights[:, None], (3, 1, 1), stride=1, padding=(1, 0, 0))
+    weights = weights.repeat_interleave(side, 3).repeat_interleave(side, 4)
     return weights / weights.mean()
 
 

@@ -38,13 +38,15 @@ class PeopleMeasure:
 class Outcome:
     """A shot that was asked for, what the clip made of it measures, the words heard, seconds it took to make.
 
-    heard: None where no recogniser listened. voices: what each encoder that listened says of each speaker.
+    heard: in the turns to speak, one after the other, and heard_whole: in all of the clip at once; None where no
+    recogniser listened. voices: what each encoder that listened says of each speaker.
     """
 
     shot: Shot
     clip: PeopleMeasure
     seconds: float
     heard: tuple[str, ...] | None = None
+    heard_whole: tuple[str, ...] | None = None
     voices: Mapping[str, Sequence[Likeness]] = field(default_factory=dict)
 
 
@@ -172,14 +174,20 @@ def score(outcomes: Sequence[Outcome]) -> dict[str, float]:
         if outcome.clip.speech.start is not None
     ]
     result["start error"] = float(np.median(errors)) if errors else float("nan")
-    said = [(_asked_words(outcome.shot), outcome.heard) for outcome in outcomes if outcome.heard is not None]
-    result["wer"] = word_error_rate(said) if said else float("nan")
+    result["wer"] = _word_error_rate([(outcome.shot, outcome.heard) for outcome in outcomes])
+    result["wer whole"] = _word_error_rate([(outcome.shot, outcome.heard_whole) for outcome in outcomes])
     result["seconds"] = float(np.mean([outcome.seconds for outcome in outcomes]))
     return result
 
 
-def _asked_words(shot: Shot) -> tuple[str, ...]:
-    return tuple(word for number in speakers(shot) for word in shot.people[number].words)
+def _word_error_rate(clips: Sequence[tuple[Shot, tuple[str, ...] | None]]) -> float:
+    """Of what was heard, each None where nothing listened; NaN where nothing listened to any."""
+    said = [
+        ([word for number in speakers(shot) for word in shot.people[number].words], heard)
+        for shot, heard in clips
+        if heard is not None
+    ]
+    return word_error_rate(said) if said else np.nan
 
 
 def shuffled(outcomes: Sequence[Outcome], sounds: Sequence[np.ndarray], fps: float, rate: int) -> list[Outcome]:
@@ -192,5 +200,6 @@ def shuffled(outcomes: Sequence[Outcome], sounds: Sequence[np.ndarray], fps: flo
             other = (number + shift) % len(outcomes)
             speech = measure_lips(outcome.clip.people, sounds[other], fps, rate)
             clip = replace(outcome.clip, speech=speech)
-            mixed.append(replace(outcome, clip=clip, heard=outcomes[other].heard, voices={}))
+            heard, whole = outcomes[other].heard, outcomes[other].heard_whole
+            mixed.append(replace(outcome, clip=clip, heard=heard, heard_whole=whole, voices={}))
     return mixed
