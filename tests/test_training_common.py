@@ -320,6 +320,16 @@ def test_a_bucket_of_another_length_draws_other_clips_and_has_files_of_its_own(t
     assert paths == ["shard_tour_portrait_00000.safetensors", "shard_tour_portrait_3_00000.safetensors"]
 
 
+def test_faint_buckets_hold_stars_in_the_colours_around_blue() -> None:
+    for kind in ("fall", "roll"):
+        bucket = cache_latents.Bucket.from_config(f"{kind}/square/faint", 8, 80_000)
+        drawn = [bucket.draw(number, "train")[0] for number in range(8)]
+        for shot in drawn:
+            body = shot.scene or shot.roll
+            assert body is not None and body.shape == "star" and body.colour in world.FAINT
+        assert len({shot.seed for shot in drawn}) == 8 and bucket.name == (kind, "square", "faint")
+
+
 def test_cache_refuses_latents_of_another_encoder(tiny_models: Path, tmp_path: Path) -> None:
     plan = cache_plan(tmp_path / "cache", tiny_models, clips=1, shard=1)
     cache_latents.check_folder(plan)

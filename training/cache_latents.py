@@ -63,7 +63,9 @@ class Bucket:
 
     @classmethod
     def from_config(cls, name: str, clips: int, first: int = 0) -> Bucket:
-        """Of "kind/size", or "kind/size/seconds"; after either a word of `shots.RECOLOURED` may follow."""
+        """Of "kind/size", or "kind/size/seconds"; after either a word of `shots.RECOLOURED` may follow, of
+        which "faint" draws stars alone.
+        """
         kind, size, *rest = name.split("/")
         recoloured = rest.pop() if rest[-1:] and rest[-1] in shots.RECOLOURED else ""
         return cls(kind, size, clips, float(rest[0]) if rest else shots.SECONDS, recoloured, first)
@@ -78,6 +80,8 @@ class Bucket:
         """Shot `number`, silent yet, and the generator for the rest of it."""
         rng = np.random.default_rng([self.first + number, *" ".join((*self.name, split)).encode()])
         shot = shots.sample_shot(rng, self.kind, split, self.size, self.seconds)
+        while self.recoloured == "faint" and (body := shot.scene or shot.roll) and body.shape != "star":
+            shot = shots.sample_shot(rng, self.kind, split, self.size, self.seconds)
         return (shots.recolour(shot, rng, self.recoloured) if self.recoloured else shot), rng
 
 

@@ -23,7 +23,7 @@ from training.rolling import Roll, draw_roll, roll_boxes, sample_roll
 
 SIZES = {"square": (128, 128), "landscape": (224, 128), "portrait": (128, 224)}
 KINDS = ("fall", "roll", "talk", "pair", "tour", "view")
-RECOLOURED = ("tinted", "shaded")
+RECOLOURED = ("tinted", "shaded", "faint")
 # Kinds of any size and length; all others are square and of SECONDS.
 OPEN_KINDS = ("tour", "view")
 SECONDS = 2.0
@@ -121,14 +121,15 @@ def sample_shot(
 
 def recolour(shot: Shot, rng: np.random.Generator, how: str) -> Shot:
     """The same with its falling or resting shape recoloured (`how`, of RECOLOURED): "tinted", its colour a little
-    towards another, or "shaded", in one of `world.SHADES`.
+    towards another, "shaded", in one of `world.SHADES`, or "faint", in one of `world.FAINT`.
 
     Among colours that stand for themselves, form is learnt apart from them: see docs/nano-stage2.md.
     """
     body = shot.scene or shot.roll
     if body is None:
         return shot
-    drawn = world.sample_shade(rng) if how == "shaded" else world.sample_tint(rng, body.colour)
+    shades = {"shaded": tuple(world.SHADES), "faint": world.FAINT}.get(how)
+    drawn = world.sample_shade(rng, shades) if shades else world.sample_tint(rng, body.colour)
     changed = replace(body, **drawn)
     return replace(shot, roll=changed) if isinstance(changed, Roll) else replace(shot, scene=changed)
 
