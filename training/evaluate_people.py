@@ -10,9 +10,9 @@ two people ("pair", "pair_voices"), and cameras, ambiences, sizes and lengths ("
 weights; and above them the ceilings, the world's own clips through the autoencoders. Falling shapes are
 `training.evaluate`'s.
 
-With --recogniser, "wer" is the word error rate of what is heard in the turns to speak, each listened to alone as
-recordings of several speakers are ("wer whole": of all of the clip at once, where the recogniser mostly ends with the
-first speaker, and leaves out a word that the second one says again).
+With --recogniser, "wer" is the word error rate of a clip that is cut midway between two speakers' turns, as recordings
+of several speakers are ("wer whole": of all of it at once, where the recogniser mostly ends with the first speaker and
+leaves out a word that the second one says again).
 
 With --timbre, encoders trained elsewhere say whether each speaker's span is nearer to its own reference than to another
 voice's of the same sex ("voice"), to one's of like pitch too ("like"), and of two people, whether each has the right
@@ -54,10 +54,10 @@ from training.evaluation import (
     reconstruct,
     run_evaluation,
 )
-from training.likeness import clip_likeness, likeness_columns, span
+from training.likeness import clip_likeness, likeness_columns, turns
 from training.recognise import WordRecogniser
 from training.scores_people import Outcome, measure_people_clip, score, shuffled
-from training.shots import SECONDS, Shot, speakers
+from training.shots import SECONDS, Shot
 from training.timbre import Encoder, independent_encoders
 from training.voices import VoiceBank
 
@@ -91,8 +91,6 @@ FLOORS = {
     "ceiling_tour": Row("autoencoders, tours", "tour", "held_out", reconstruct),
 }
 PLAIN_FLOORS = tuple(name for name in FLOORS if name != "ceiling_tour")
-# Seconds around a turn to speak that are heard with it.
-TURN_MARGIN = 0.1
 TABLE = Table(ROWS, FLOORS, COLUMNS, PLAIN_COLUMNS)
 
 
@@ -126,9 +124,9 @@ def ask(bank: VoiceBank, listeners: Listeners) -> Questions[Outcome]:
     def measure(case: Case, clip: Clip, fps: float, seconds: float) -> Outcome:
         heard = whole = None
         if listeners.recogniser:
-            turns = [span(case.shot.people[n], bank, clip.audio, clip.rate, TURN_MARGIN) for n in speakers(case.shot)]
-            heard = tuple(word for turn in turns for word in listeners.recogniser(turn, clip.rate))
-            whole = listeners.recogniser(clip.audio, clip.rate)
+            pieces = turns(case.shot, bank, clip.audio, clip.rate)
+            heard = tuple(word for piece in pieces for word in listeners.recogniser(piece, clip.rate))
+            whole = listeners.recogniser(clip.audio, clip.rate) if len(pieces) > 1 else heard
         voices = clip_likeness(case.shot, bank, clip.audio, clip.rate, listeners.encoders)
         measured = measure_people_clip(clip.frames, clip.audio, fps, clip.rate)
         return Outcome(case.shot, measured, seconds, heard, whole, voices)

@@ -39,10 +39,18 @@ def clip_likeness(
     return found
 
 
-def span(person: Person, bank: VoiceBank, audio: np.ndarray, rate: int, margin: float = 0.0) -> np.ndarray:
-    """The part of `audio` (channels, samples) in which `person` was asked to speak, and `margin` seconds around it."""
-    end = person.start + speaking.utterance(person, bank).seconds + margin
-    return audio[:, max(round((person.start - margin) * rate), 0) : round(end * rate)]
+def span(person: Person, bank: VoiceBank, audio: np.ndarray, rate: int) -> np.ndarray:
+    """The part of `audio` (channels, samples) in which `person` was asked to speak."""
+    first = round(person.start * rate)
+    return audio[:, first : first + round(speaking.utterance(person, bank).seconds * rate)]
+
+
+def turns(shot: Shot, bank: VoiceBank, audio: np.ndarray, rate: int) -> list[np.ndarray]:
+    """`audio` (channels, samples) in a piece for each speaker, cut midway between one's end and the next's start."""
+    people = [shot.people[number] for number in speakers(shot)]
+    ends = [person.start + speaking.utterance(person, bank).seconds for person in people]
+    cuts = [round((end + then.start) / 2 * rate) for end, then in zip(ends, people[1:], strict=False)]
+    return np.split(audio, cuts, axis=1)
 
 
 def references(shot: Shot, number: int, bank: VoiceBank) -> dict[str, np.ndarray]:

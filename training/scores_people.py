@@ -38,7 +38,7 @@ class PeopleMeasure:
 class Outcome:
     """A shot that was asked for, what the clip made of it measures, the words heard, seconds it took to make.
 
-    heard: in the turns to speak, one after the other, and heard_whole: in all of the clip at once; None where no
+    heard: in the speakers' turns, one after the other, and heard_whole: in all of the clip at once; None where no
     recogniser listened. voices: what each encoder that listened says of each speaker.
     """
 
