@@ -70,11 +70,15 @@ def without_errors(context: Any) -> Iterator[Any]:
 
 
 @contextmanager
-def opened(context: Any, url: str) -> Iterator[Any]:
-    """A page whose model is ready; any error of a script fails the test."""
+def opened(
+    context: Any, url: str, ready: str = "#generate:not([disabled]), #cancel", state: str = "visible"
+) -> Iterator[Any]:
+    """A page that shows what is `ready` when it is, the form's buttons unless told; any error of a script fails the
+    test. state: of that, "visible" or "attached".
+    """
     with without_errors(context) as page:
         page.goto(url)
-        page.wait_for_selector("#generate:not([disabled]), #cancel")
+        page.wait_for_selector(ready, state=state)
         yield page
 
 

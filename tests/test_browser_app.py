@@ -11,7 +11,8 @@ import sys
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import urljoin
@@ -19,6 +20,7 @@ from urllib.parse import urljoin
 import psutil
 import pytest
 from chromium import PATIENCE, fill_number, needs_chromium, one_person, without_errors
+from chromium import opened as opened_page
 from soak_checks import LAUNCHER, WORKER, read_store
 from studio_server import tiny_pipeline
 
@@ -106,12 +108,7 @@ def app(model: Path, tmp_path: Path) -> Iterator[App]:
     app.close()
 
 
-@contextmanager
-def opened(context: Any, app: App) -> Iterator[Any]:
-    with without_errors(context) as page:
-        page.goto(app.url)
-        page.wait_for_selector("#generate:not([disabled])")
-        yield page
+opened = partial(opened_page, ready="#generate:not([disabled])")
 
 
 def submit(page: Any, prompt: str, steps: int) -> None:
@@ -132,7 +129,7 @@ def begin_two(page: Any, app: App) -> None:
 
 
 def test_a_killed_worker_costs_a_start_and_no_clip(context: Any, app: App) -> None:
-    with opened(context, app) as page:
+    with opened(context, app.url) as page:
         begin_two(page, app)
         (worker,) = app.workers()
         os.kill(worker.pid, signal.SIGKILL)
@@ -145,7 +142,7 @@ def test_a_killed_worker_costs_a_start_and_no_clip(context: Any, app: App) -> No
 
 
 def test_a_killed_app_is_taken_up_again_by_the_tab_that_was_open(context: Any, app: App) -> None:
-    with opened(context, app) as page:
+    with opened(context, app.url) as page:
         begin_two(page, app)
         workers = app.workers()
         app.kill()
@@ -166,7 +163,7 @@ def test_a_hundred_jobs_from_a_file_on_the_page(context: Any, app: App, tmp_path
     lines = [{"prompt": f"job {number}", "num_inference_steps": 2, "seed": number} for number in range(MANY)]
     file = tmp_path / "hundred.jsonl"
     file.write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
-    with opened(context, app) as page:
+    with opened(context, app.url) as page:
         page.set_input_files("#queue input[type=file]", file)
         page.wait_for_selector("#queue-plan >> text=100")
         page.click("#queue-accept")

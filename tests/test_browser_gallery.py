@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from chromium import PATIENCE, PHONE, needs_chromium, without_errors
+from chromium import PATIENCE, PHONE, needs_chromium
+from chromium import opened as opened_page
 from gallery_page import Heard, gallery_page, make_clip
 
 from nava_core.media import read_recipe
@@ -57,9 +58,7 @@ def url(gallery: Gallery, heard: Heard) -> Iterator[str]:
 @contextmanager
 def opened(context: Any, url: str) -> Iterator[Any]:
     """A page that shows its cards; any error of a script fails the test."""
-    with without_errors(context) as page:
-        page.goto(url)
-        page.wait_for_selector(".nava-clip, .nava-clips-empty")
+    with opened_page(context, url, ".nava-clip, .nava-clips-empty") as page:
         yield page
         assert page.evaluate("window.bad") is None
 

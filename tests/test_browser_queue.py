@@ -6,6 +6,7 @@ import json
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ import gradio as gr
 import numpy as np
 import pytest
 import soundfile
-from chromium import DESKTOP, PATIENCE, PHONE, needs_chromium, wait_for_value, without_errors
+from chromium import DESKTOP, PATIENCE, PHONE, needs_chromium, wait_for_value
+from chromium import opened as opened_page
 from queue_child import SoundRunner
 from studio_server import offline_desk
 
@@ -92,12 +94,7 @@ def url(engine: QueueEngine) -> Iterator[str]:
         yield url
 
 
-@contextmanager
-def opened(context: Any, url: str) -> Iterator[Any]:
-    with without_errors(context) as page:
-        page.goto(url)
-        page.wait_for_selector(".nava-queue-head .nava-queue-facts", state="attached")
-        yield page
+opened = partial(opened_page, ready=".nava-queue-head .nava-queue-facts", state="attached")
 
 
 def sound(prompt: str, **rest: Any) -> GenerationRequest:

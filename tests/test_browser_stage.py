@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from chromium import DESKTOP, PHONE, needs_chromium, one_person, without_errors
+from chromium import DESKTOP, PHONE, needs_chromium, one_person, opened
 from stage_server import LINES, SECONDS, SPOKEN, Engine, make_clip, stage_page
 
 from nava_core.engine.jobs import Job
@@ -55,9 +55,7 @@ def url(engine: Engine, folder: Path) -> Iterator[str]:
 
 @pytest.fixture(params=[DESKTOP], ids=["desktop"])
 def page(request: Any, browser: Any, url: str) -> Iterator[Any]:
-    with one_person(browser, viewport=request.param) as context, without_errors(context) as page:
-        page.goto(url)
-        page.wait_for_selector("#stage .nava-stage")
+    with one_person(browser, viewport=request.param) as context, opened(context, url, "#stage .nava-stage") as page:
         yield page
 
 

@@ -113,9 +113,8 @@ def class_weights(thing: float, colours: Mapping[str, float]) -> Tensor:
     """What the squared error of a token of each class counts, (CLASSES,): 1 of a backdrop, `thing` of all else; of a
     shape as many times that as `colours` says of its colour.
     """
-    shapes = {(colour, shape): colours.get(colour, 1.0) for colour, shape in product(ALL_COLOURS, SHAPES)}
-    weights = [1.0 if number < BACKDROPS else thing * shapes.get(names, 1.0) for number, names in enumerate(_NAMES)]
-    return torch.tensor(weights)
+    things = [thing * (colours.get(colour, 1.0) if shape in SHAPES else 1.0) for colour, shape in _NAMES[BACKDROPS:]]
+    return torch.tensor([1.0] * BACKDROPS + things)
 
 
 def error_weights(

@@ -62,7 +62,7 @@ SHADES: dict[str, tuple[int, int, int]] = {
     "lavender": (195, 160, 245),
 }
 ALL_COLOURS = COLOURS | SHADES
-# Of those, what lies around blue, in which nano's autoencoder tells forms apart least.
+# Of those, what lies around blue: there small stars came out as balls.
 FAINT = ("navy", "indigo", "azure", "cyan", "teal")
 BACKGROUNDS: dict[str, tuple[int, int, int]] = {
     "night blue": (26, 32, 62),
