@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 
 import numpy as np
@@ -82,3 +83,11 @@ def test_what_cannot_be_imagined_is_refused(folders: tuple[Path, Path, Path], tm
         imagined.ImaginedSource(tmp_path, folders[1], seed=1)
     with pytest.raises(SystemExit):
         video_vae.main(["--imagined", str(folders[2])])
+
+
+def test_shares_of_kinds_are_read() -> None:
+    assert imagined.share_of_kind("roll=0.8") == ("roll", 0.8)
+    with pytest.raises(argparse.ArgumentTypeError, match="fall, roll"):
+        imagined.share_of_kind("rolls=0.8")
+    with pytest.raises(argparse.ArgumentTypeError, match="roll=0.5"):
+        imagined.share_of_kind("roll")

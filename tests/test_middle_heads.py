@@ -150,9 +150,10 @@ def test_what_stands_before_the_backdrop_counts_more_in_its_own_latents_and_thos
     for names, expected in ((("clothes", "blue"), 3.0), (("red", "star"), 3.0), (("blue", "star"), 7.5)):
         labels[1, place] = _NAMES.index(names)
         assert ratio(still) == pytest.approx(expected)
-    lies, falls = still.clone(), still.clone()
-    lies[1, place], falls[1, place] = 0.02 * torch.arange(FRAMES), 0.2 * torch.arange(FRAMES)
-    assert ratio(lies) == pytest.approx(7.5) and ratio(falls) == pytest.approx(15.0)
+    hangs, falls, waits = still.clone(), still.clone(), still.clone()
+    hangs[1, place], falls[1, place] = 3 + 0.02 * torch.arange(FRAMES), 0.2 * torch.arange(FRAMES)
+    waits[1, place] = 0.02 * torch.arange(FRAMES)
+    assert [ratio(distances) for distances in (hangs, falls, waits)] == pytest.approx([7.5, 15.0, 15.0])
 
 
 def test_pairs_of_colour_and_shape_that_were_never_seen_are_named_too() -> None:

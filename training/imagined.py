@@ -1,7 +1,7 @@
 """Cached latents as a backbone leaves them, for the last stage of the video autoencoder's decoder.
 
     python -m training.imagined --latents runs/latents_stage2 runs/latents_stage4 --source assets/nava-nano \\
-        --voices runs/voices/voices.npz --out runs/imagined --clips 1600
+        --voices runs/voices/voices.npz --out runs/imagined --clips 1600 [--kinds roll=0.8 fall=0.2]
 
 What a diffusion model makes is not what an encoder makes: forms are a little blurred, and not independently from latent
 to latent, as the noise is that a decoder is made robust with. So clips of a cache are noised half-way, which leaves
@@ -84,14 +84,19 @@ class ImaginedSource:
         return to_pixels(pixels)[None], torch.from_numpy(mask)[None, None], latents[None, :, :, *cells].float()
 
 
-def make(latents: Sequence[Path], source: Path, voices: Path, out: Path, clips: int) -> None:
-    """Write imagined batches of the caches `latents` until there are `clips` clips; each rank writes its own."""
+def make(
+    latents: Sequence[Path], source: Path, voices: Path, out: Path, clips: int, kinds: dict[str, float] = KINDS
+) -> None:
+    """Write imagined batches of the caches `latents` until there are `clips` clips; each rank writes its own.
+
+    kinds: the share of the batches that each kind of shot has, of those that the caches hold.
+    """
     ranks = common.Ranks()
     torch.manual_seed(ranks.index)
     tokenizer = PreTrainedTokenizerFast.from_pretrained(source / "tokenizer")
     transformer = NavaTransformer3DModel.from_pretrained(source / "transformer", torch_dtype=torch.float32).eval()
     encoder = UMT5EncoderModel.from_pretrained(source / "text_encoder", dtype=torch.float32).eval()
-    cached = CachedClips(latents, tokenizer, transformer.config.text_len, KINDS, VoiceBank.load(voices))
+    cached = CachedClips(latents, tokenizer, transformer.config.text_len, kinds, VoiceBank.load(voices))
     rng = np.random.default_rng(ranks.index)
     done, number = 0, ranks.index
     while done * ranks.count < clips:
@@ -104,6 +109,17 @@ def make(latents: Sequence[Path], source: Path, voices: Path, out: Path, clips: 
         print(f"{done * ranks.count} of {clips}", flush=True)
 
 
+def share_of_kind(text: str) -> tuple[str, float]:
+    """`roll=0.8` as a kind of `KINDS` and its share."""
+    kind, _, share = text.partition("=")
+    if kind not in KINDS:
+        raise argparse.ArgumentTypeError(f"{kind!r} is none of {', '.join(KINDS)}")
+    try:
+        return kind, float(share)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} has no share: write {kind}=0.5") from None
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Let a backbone make cached clips anew from half of their noise.")
     parser.add_argument("--latents", type=Path, nargs="+", default=[Path("runs/latents_stage2")])
@@ -111,11 +127,13 @@ def main() -> None:
     parser.add_argument("--voices", type=Path, default=Path("runs/voices/voices.npz"), help="the latents' voices")
     parser.add_argument("--out", type=Path, default=Path("runs/imagined"))
     parser.add_argument("--clips", type=int, default=1600)
+    parser.add_argument("--kinds", type=share_of_kind, nargs="+", metavar="KIND=SHARE", help=f"in place of {KINDS}")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
     arguments.out.mkdir(parents=True, exist_ok=True)
-    make(arguments.latents, arguments.source, arguments.voices, arguments.out, arguments.clips)
+    kinds = dict(arguments.kinds or KINDS)
+    make(arguments.latents, arguments.source, arguments.voices, arguments.out, arguments.clips, kinds)
 
 
 if __name__ == "__main__":

@@ -121,15 +121,18 @@ def error_weights(
     labels: Tensor, distances: Tensor, frames: int, height: int, width: int, classes: Tensor, moving: float
 ) -> Tensor:
     """What the squared error of each latent counts, (batch, 1, frames, height, width), with a mean of 1: what `classes`
-    (CLASSES,) says of the token, `moving` times as much while it shows something that falls or rolls, and no less one
-    latent frame before and after.
+    (CLASSES,) says of the token, `moving` times as much while it shows something that falls or rolls, waits to be hit or
+    lies where it fell, and no less one latent frame before and after.
+
+    With what moves alone, what a ball hits lost its form until it was hit.
 
     labels: of each token (batch, tokens), as from `picture_labels`, and distances (batch, tokens, FRAMES), as from
     `distance_labels`; tokens are squares of latents.
     """
     side = round((frames * height * width / labels.shape[1]) ** 0.5)
     moves = distances.amax(-1) - distances.amin(-1) > STIRRED
-    weights = (classes[labels] * (1 + (moving - 1) * moves)).unflatten(1, (frames, height // side, width // side))
+    counts = moves | (distances.amax(-1) < STIRRED)
+    weights = (classes[labels] * (1 + (moving - 1) * counts)).unflatten(1, (frames, height // side, width // side))
     weights = F.max_pool3d(weights[:, None], (3, 1, 1), stride=1, padding=(1, 0, 0))
     weights = weights.repeat_interleave(side, 3).repeat_interleave(side, 4)
     return weights / weights.mean()
