@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from training import measure, world
+from training import measure, world, world_sound
 from training.measure_sound import find_onsets, measure_sound
 
 
@@ -110,3 +110,12 @@ def test_smeared_sound_keeps_its_onsets() -> None:
         smeared = np.stack([np.convolve(channel, leak / np.linalg.norm(leak), mode="same") for channel in sound])
         truth = [hit.time for hit in world.contacts(scene)]
         assert find_onsets(smeared.astype(np.float32)) == pytest.approx(truth, abs=0.04)
+
+
+def test_a_ring_that_trembles_is_one_onset() -> None:
+    scene = world.sample_scene(np.random.default_rng(8), "all")
+    first = world.contacts(scene)[0].time
+    alone = world_sound.render_impacts("star", scene.radius, 0.5, [(first, 2.0)], world.CLIP_SECONDS, 48_000, 1)
+    time = np.arange(alone.shape[1]) / 48_000 - first
+    trembling = alone * (0.6 + 0.4 * np.cos(2 * np.pi * 7 * time))
+    assert find_onsets(trembling) == pytest.approx([first], abs=0.02)
