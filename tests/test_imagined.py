@@ -89,5 +89,5 @@ def test_shares_of_kinds_are_read() -> None:
     assert imagined.share_of_kind("roll=0.8") == ("roll", 0.8)
     with pytest.raises(argparse.ArgumentTypeError, match="fall, roll"):
         imagined.share_of_kind("rolls=0.8")
-    with pytest.raises(argparse.ArgumentTypeError, match="roll=0.5"):
+    with pytest.raises(argparse.ArgumentTypeError, match=r"roll=0\.5"):
         imagined.share_of_kind("roll")

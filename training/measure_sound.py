@@ -20,8 +20,8 @@ QUIET = -34.0
 LEAST_PEAK = -21.0
 LEAST_RISE = 4.5
 RISE_SECONDS = 0.03
-# Of the world's contacts none follows another within 0.24 s. What sounds on trembles after an autoencoder, the world's own
-# clips too: with 0.09 s a rise within a ring was taken for an impact.
+# None of the world's contacts follows another within 0.24 s. After an autoencoder rings tremble, also of the world's
+# own clips: with 0.09 s such a rise was taken for an impact.
 LEAST_GAP = 0.18
 SIDE_DECIBELS = 3.5
 

@@ -121,8 +121,8 @@ def error_weights(
     labels: Tensor, distances: Tensor, frames: int, height: int, width: int, classes: Tensor, moving: float
 ) -> Tensor:
     """What the squared error of each latent counts, (batch, 1, frames, height, width), with a mean of 1: what `classes`
-    (CLASSES,) says of the token, `moving` times as much while it shows something that falls or rolls, waits to be hit or
-    lies where it fell, and no less one latent frame before and after.
+    (CLASSES,) says of the token, `moving` times as much while it shows something that falls, rolls, lies where it
+    fell or waits to be hit, and no less one latent frame before and after.
 
     With what moves alone, what a ball hits lost its form until it was hit.
 
