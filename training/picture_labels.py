@@ -131,8 +131,9 @@ def error_weights(
     """
     side = round((frames * height * width / labels.shape[1]) ** 0.5)
     moves = distances.amax(-1) - distances.amin(-1) > STIRRED
-    counts = moves | (distances.amax(-1) < STIRRED)
-    weights = (classes[labels] * (1 + (moving - 1) * counts)).unflatten(1, (frames, height // side, width // side))
+    waits = distances.amax(-1) < STIRRED
+    weights = classes[labels] * (1 + (moving - 1) * (moves | waits))
+    weights = weights.unflatten(1, (frames, height // side, width // side))
     weights = F.max_pool3d(weights[:, None], (3, 1, 1), stride=1, padding=(1, 0, 0))
     weights = weights.repeat_interleave(side, 3).repeat_interleave(side, 4)
     return weights / weights.mean()
