@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 
 import numpy as np
 
@@ -48,8 +49,7 @@ def span(person: Person, bank: VoiceBank, audio: np.ndarray, rate: int) -> np.nd
 def turns(shot: Shot, bank: VoiceBank, audio: np.ndarray, rate: int) -> list[np.ndarray]:
     """`audio` (channels, samples) in a piece for each speaker, cut midway between one's end and the next's start."""
     people = [shot.people[number] for number in speakers(shot)]
-    ends = [person.start + speaking.utterance(person, bank).seconds for person in people]
-    cuts = [round((end + then.start) / 2 * rate) for end, then in zip(ends, people[1:], strict=False)]
+    cuts = [round((speaking.speech_end(one, bank) + then.start) / 2 * rate) for one, then in pairwise(people)]
     return np.split(audio, cuts, axis=1)
 
 

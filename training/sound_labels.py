@@ -10,7 +10,7 @@ from torch import Tensor
 
 from training.lexicon import WORDS
 from training.shots import Shot, speakers
-from training.speaking import utterance
+from training.speaking import speech_end, utterance
 from training.voices import VoiceBank
 from training.world import FPS, contacts
 from training.world_sound import MATERIALS
@@ -53,8 +53,7 @@ def speaking_labels(shot: Shot, bank: VoiceBank | None, tokens: int) -> Tensor:
     moments = (torch.arange(tokens) + 0.5) / TOKENS_PER_SECOND
     for turn, number in enumerate(speakers(shot)):
         person = shot.people[number]
-        end = person.start + utterance(person, bank).seconds
-        labels[(moments >= person.start) & (moments < end)] = turn
+        labels[(moments >= person.start) & (moments < speech_end(person, bank))] = turn
     return labels
 
 

@@ -65,6 +65,11 @@ def utterance(person: Person, bank: VoiceBank) -> Utterance:
     return bank.utterance(bank.voice(person.voice), person.words, np.random.default_rng(person.speech_seed))
 
 
+def speech_end(person: Person, bank: VoiceBank) -> float:
+    """When `person` has said it, seconds."""
+    return person.start + utterance(person, bank).seconds
+
+
 def openings(shot: Shot, bank: VoiceBank) -> list[np.ndarray]:
     """How open each person's mouth is in each frame, (frames,) in [0, 1]."""
     times = np.arange(shot.num_frames) / world.FPS
