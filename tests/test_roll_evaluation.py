@@ -84,7 +84,7 @@ def test_colours_that_change_in_the_last_third_are_not_carried_on() -> None:
 
 
 def test_what_was_hit_may_roll_out_of_the_picture() -> None:
-    gone, frames, _ = drawn(1, side="left", shape="ball", x=0.2, speed=0.85, contact=0.41, ball_colour="blue")
+    gone, frames, _ = drawn(1, side="left", shape="ball", x=0.2, speed=1.1, contact=0.41, ball_colour="blue")
     assert thing_colours(worn(frames[40:])) == ("blue",)
     alone = np.concatenate([frames[:33], np.repeat(frames[40:41], 16, axis=0)])
     assert carried(gone, alone) == 1 and carried(replace(gone, ball_colour="red"), alone) == 0

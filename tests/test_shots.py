@@ -223,6 +223,11 @@ def test_shaded_shapes_are_drawn_and_called_by_a_shade() -> None:
         assert captions.WORDS["colour"][body.colour]["zh"][0] in text
         shown = picture_labels.picture_labels(shot, 13, 8, 8) == picture_labels.CLASS_OF[body.colour, body.shape]
         assert shown.any()
+        if shot.roll is not None:
+            assert shot.roll.ball_colour in world.SHADES and shot.roll.ball_colour != body.colour
+            assert captions.WORDS["colour"][shot.roll.ball_colour]["zh"][0] in text
+            last = shots.render_frames(shot)[-1].astype(int)
+            assert (np.abs(last - world.SHADES[shot.roll.ball_colour]).max(-1) < 25).any()
         assert shots.shot_from_dict(json.loads(json.dumps(asdict(shot)))) == shot
 
 

@@ -11,17 +11,17 @@ from functools import lru_cache
 import numpy as np
 
 from training.canvas import Canvas, ellipse
-from training.world import CLIP_SECONDS, COLOURS, FLOOR, PAIRS, RADII, signed_distance, tinted
+from training.world import ALL_COLOURS, CLIP_SECONDS, COLOURS, FLOOR, PAIRS, RADII, signed_distance, tinted
 from training.world_sound import NOISE_FLOOR, render_impacts
 
 CONTACT = (0.4, 1.5)
-SPEEDS = (0.45, 0.85)
+SPEEDS = (0.7, 1.15)
 # Frame heights a second squared that friction takes from what slides and what rolls.
-FRICTION = {"slides": 0.6, "rolls": 0.35}
+FRICTION = {"slides": 0.9, "rolls": 0.8}
 # Of the ball's speed: what the hit shape gets, by shape, and what the ball keeps, backwards.
 PUSHED = {"ball": 0.75, "cube": 0.5, "triangle": 0.55, "star": 0.6}
-REBOUND = 0.25
-SOUND_SPEED = 2.6
+REBOUND = 0.5
+SOUND_SPEED = 1.9
 SPOT = 0.72
 GAP_POINTS = 241
 
@@ -120,7 +120,7 @@ def draw_roll(canvas: Canvas, roll: Roll, times: np.ndarray) -> None:
     )
     r = roll.ball_radius
     bounds = (float(ball_x.min()) - r, FLOOR - 2 * r, float(ball_x.max()) + r, FLOOR + 0.01)
-    colour = COLOURS[roll.ball_colour]
+    colour = ALL_COLOURS[roll.ball_colour]
     ball = ellipse(0, FLOOR - r, r, r)
     canvas.fill(lambda u, v: ball(u - ball_x, v), colour, bounds)
     turn = (ball_x - roll.x) / r

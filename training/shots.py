@@ -121,7 +121,8 @@ def sample_shot(
 
 def recolour(shot: Shot, rng: np.random.Generator, how: str) -> Shot:
     """The same with its falling or resting shape recoloured (`how`, of RECOLOURED): "tinted", its colour a little
-    towards another, "shaded", in one of `world.SHADES`, or "faint", in one of `world.FAINT`.
+    towards another, "shaded", in one of `world.SHADES`, or "faint", in one of `world.FAINT`. So is then the ball that
+    rolls: of a colour that only balls had, whatever rests would be taken for one.
 
     Among colours that stand for themselves, form is learnt apart from them: see docs/nano-stage2.md.
     """
@@ -131,7 +132,12 @@ def recolour(shot: Shot, rng: np.random.Generator, how: str) -> Shot:
     shades = {"shaded": tuple(world.SHADES), "faint": world.FAINT}.get(how)
     drawn = world.sample_shade(rng, shades) if shades else world.sample_tint(rng, body.colour)
     changed = replace(body, **drawn)
-    return replace(shot, roll=changed) if isinstance(changed, Roll) else replace(shot, scene=changed)
+    if not isinstance(changed, Roll):
+        return replace(shot, scene=changed)
+    if shades:
+        others = [shade for shade in shades if shade != changed.colour]
+        changed = replace(changed, ball_colour=others[rng.integers(len(others))])
+    return replace(shot, roll=changed)
 
 
 def _one(rng: np.random.Generator, split: str, anywhere: bool = True) -> tuple[Person, ...]:
