@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +15,8 @@ from training.common import load_config
 from training.fast_vae import decode_pixels
 from training.lexicon import WORDS
 from training.voices import Voice, VoiceBank
+
+CONFIG = Path(video_vae.__file__).parent / "configs/video_vae_stage2.yaml"
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +34,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Path]
     ).save(voices)
     out = folder / "out"
     out.mkdir()
-    imagined.make([plan.out], DEFAULT_MODEL, voices, out, clips=1)
+    imagined.make([plan.out], DEFAULT_MODEL, voices, out, clips=1, kinds=load_config(CONFIG)["imagined_kinds"])
     return plan.out, voices, out
 
 
@@ -68,7 +69,7 @@ def test_crops_are_of_the_same_place_in_pixels_and_latents(folders: tuple[Path, 
 
 def test_the_decoder_alone_learns_from_them(folders: tuple[Path, Path, Path], tmp_path: Path) -> None:
     _, voices, out = folders
-    config = load_config(Path(video_vae.__file__).parent / "configs/video_vae_stage2.yaml")
+    config = load_config(CONFIG)
     config |= {"pool": 1, "output": str(DEFAULT_MODEL / "vae"), "imagined_share": 1.0}
     trainer = video_vae.Trainer(config, tmp_path, "decoder", minutes=1e3, resume=False, imagined=(out, voices))
     before = {name: value.clone() for name, value in trainer.vae.state_dict().items()}
@@ -83,11 +84,3 @@ def test_what_cannot_be_imagined_is_refused(folders: tuple[Path, Path, Path], tm
         imagined.ImaginedSource(tmp_path, folders[1], seed=1)
     with pytest.raises(SystemExit):
         video_vae.main(["--imagined", str(folders[2])])
-
-
-def test_shares_of_kinds_are_read() -> None:
-    assert imagined.share_of_kind("roll=0.8") == ("roll", 0.8)
-    with pytest.raises(argparse.ArgumentTypeError, match="fall, roll"):
-        imagined.share_of_kind("rolls=0.8")
-    with pytest.raises(argparse.ArgumentTypeError, match=r"roll=0\.5"):
-        imagined.share_of_kind("roll")

@@ -1,12 +1,13 @@
 """Cached latents as a backbone leaves them, for the last stage of the video autoencoder's decoder.
 
     python -m training.imagined --latents runs/latents_stage2 runs/latents_stage4 --source assets/nava-nano \\
-        --voices runs/voices/voices.npz --out runs/imagined --clips 1600 [--kinds roll=0.8 fall=0.2]
+        --voices runs/voices/voices.npz --out runs/imagined --clips 1600
 
-What a diffusion model makes is not what an encoder makes: forms are a little blurred, and not independently from latent
-to latent, as the noise is that a decoder is made robust with. So clips of a cache are noised half-way, which leaves
-them their layout, and denoised again by the backbone with their own captions and voices. A decoder that is shown these
-and the clips' own pixels (`training.video_vae --imagined`) learns to draw what this backbone means.
+What a diffusion model makes is not what an encoder makes: forms are a little blurred, and not independently from
+latent to latent, as the noise is that a decoder is made robust with. So clips of a cache are noised half-way, which
+leaves them their layout, and denoised again by the backbone with their own captions and voices. A decoder that is
+shown these and the clips' own pixels (`training.video_vae --imagined`) learns to draw what this backbone means. How
+often which kind of shot is made stands in the decoder's config (`imagined_kinds`).
 
 Each batch is a shard as `training.cache_latents` has them, of the `video` alone.
 """
@@ -35,7 +36,7 @@ from training.voices import VoiceBank
 LEVELS = (0.2, 0.55)
 STEPS = 8
 BATCH = 16
-KINDS = {"fall": 0.25, "roll": 0.1, "talk": 0.15, "pair": 0.25, "tour": 0.17, "view": 0.08}
+CONFIG = Path("training/configs/video_vae_stage2.yaml")
 CROP = 64  # pixels
 SHAPE_SHARE = 0.85  # of the crops that hold a shape or a mouth
 
@@ -85,7 +86,7 @@ class ImaginedSource:
 
 
 def make(
-    latents: Sequence[Path], source: Path, voices: Path, out: Path, clips: int, kinds: dict[str, float] = KINDS
+    latents: Sequence[Path], source: Path, voices: Path, out: Path, clips: int, kinds: dict[str, float]
 ) -> None:
     """Write imagined batches of the caches `latents` until there are `clips` clips; each rank writes its own.
 
@@ -109,17 +110,6 @@ def make(
         print(f"{done * ranks.count} of {clips}", flush=True)
 
 
-def share_of_kind(text: str) -> tuple[str, float]:
-    """`roll=0.8` as a kind of `KINDS` and its share."""
-    kind, _, share = text.partition("=")
-    if kind not in KINDS:
-        raise argparse.ArgumentTypeError(f"{kind!r} is none of {', '.join(KINDS)}")
-    try:
-        return kind, float(share)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} has no share: write {kind}=0.5") from None
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description="Let a backbone make cached clips anew from half of their noise.")
     parser.add_argument("--latents", type=Path, nargs="+", default=[Path("runs/latents_stage2")])
@@ -127,12 +117,12 @@ def main() -> None:
     parser.add_argument("--voices", type=Path, default=Path("runs/voices/voices.npz"), help="the latents' voices")
     parser.add_argument("--out", type=Path, default=Path("runs/imagined"))
     parser.add_argument("--clips", type=int, default=1600)
-    parser.add_argument("--kinds", type=share_of_kind, nargs="+", metavar="KIND=SHARE", help=f"in place of {KINDS}")
+    parser.add_argument("--config", type=Path, default=CONFIG, help="the decoder's, whose imagined_kinds are made")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
     arguments.out.mkdir(parents=True, exist_ok=True)
-    kinds = dict(arguments.kinds or KINDS)
+    kinds = common.load_config(arguments.config)["imagined_kinds"]
     make(arguments.latents, arguments.source, arguments.voices, arguments.out, arguments.clips, kinds)
 
 
