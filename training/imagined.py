@@ -85,9 +85,7 @@ class ImaginedSource:
         return to_pixels(pixels)[None], torch.from_numpy(mask)[None, None], latents[None, :, :, *cells].float()
 
 
-def make(
-    latents: Sequence[Path], source: Path, voices: Path, out: Path, clips: int, kinds: dict[str, float]
-) -> None:
+def make(latents: Sequence[Path], source: Path, voices: Path, out: Path, clips: int, kinds: dict[str, float]) -> None:
     """Write imagined batches of the caches `latents` until there are `clips` clips; each rank writes its own.
 
     kinds: the share of the batches that each kind of shot has, of those that the caches hold.
