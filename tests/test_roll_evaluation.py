@@ -91,13 +91,24 @@ def test_what_was_hit_may_roll_out_of_the_picture() -> None:
     assert carried(replace(gone, speed=0.45), alone) == 0
 
 
-def test_large_things_that_fill_half_of_a_row_are_found() -> None:
-    large = {"size": "large", "radius": 0.137, "ball_size": "large", "ball_radius": 0.137}
+@pytest.mark.parametrize(("shape", "radius"), [("cube", 0.137), ("triangle", 0.159), ("cube", 0.159)])
+def test_large_things_that_fill_half_of_a_row_are_found(shape: str, radius: float) -> None:
+    """A triangle's base and the ball fill more than half of the rows just above the floor, once both stay in view."""
+    large = {"size": "large", "radius": radius, "ball_size": "large", "ball_radius": radius}
     for seed in range(3):
-        roll, frames, _ = drawn(seed, shape="cube", **large)
+        roll, frames, _ = drawn(seed, shape=shape, **large)
         seen = measure_roll(worn(frames))
-        assert (seen.shape, seen.colour, seen.ball_colour) == ("cube", roll.colour, roll.ball_colour)
+        assert (seen.shape, seen.colour, seen.ball_colour) == (shape, roll.colour, roll.ball_colour)
         assert seen.contact == pytest.approx(roll.contact, abs=0.02)
+
+
+def test_frames_in_which_a_blur_takes_a_part_of_the_shape_are_left_out() -> None:
+    roll, frames, _ = drawn(0, side="left", shape="cube", x=0.0, contact=0.8, radius=0.14, ball_radius=0.1, speed=0.8)
+    size, contact = frames.shape[1], round(0.8 * world.FPS)
+    left, floor = round(size * (0.5 - roll.radius)), round(size * world.FLOOR)
+    for frame in frames[contact - 3 : contact + 1]:
+        frame[:floor, left : left + round(1.2 * roll.radius * size)] = frame[:floor, 4:5]
+    assert measure_roll(worn(frames)).contact == pytest.approx(roll.contact, abs=0.02)
 
 
 def test_things_of_one_colour_are_told_apart_by_their_motion() -> None:

@@ -18,8 +18,10 @@ from training.world import FLOOR, FPS
 
 # Lengths are fractions of the frame's height. Nothing that rolls or rests is as high as this row.
 CLEAR_WALL = 0.55
-# Below SHADOWS the floor's darkness leaks into the wall; below NARROW the ball is too narrow to fill half of a row.
-SHADOWS, NARROW = FLOOR - 0.008, FLOOR - 0.04
+# Below it the floor's darkness leaks into the wall.
+SHADOWS = FLOOR - 0.008
+# Of a row that the two things fill half of, so much is wall at least.
+LEAST_WALL = 0.2
 # What comes nearer by less is no ball, and what moves by less is not pushed.
 LEAST_APPROACH = 0.05
 LEAST_PUSH = 0.012
@@ -30,6 +32,8 @@ SECONDS_BEFORE, SECONDS_AFTER = 0.5, 0.3
 # A push is noticed this many frames after it began, at most, counting those in which ball and shape are one piece.
 FRAMES_TO_NOTICE = 6
 STEPS = 20
+# Where the shape's area is further from what it is mostly, a blur has joined a part of one thing with the other.
+SWELL = 0.4
 
 
 @dataclass(frozen=True)
@@ -86,11 +90,15 @@ def measure_roll(frames: np.ndarray, fps: float = FPS) -> RollMeasure:
     if max(nearer) < LEAST_APPROACH:
         return RollMeasure()
     side, ball, shape = ("left", left, right) if nearer[0] > nearer[1] else ("right", right, left)
+    areas, whole = shape.coverage.sum(axis=(1, 2)), _whole(shape)
+    apart = ~whole | (np.abs(areas / np.median(areas[whole] if whole.any() else areas) - 1) < SWELL)
+    ball, shape = (_Pieces(thing.coverage[apart], thing.frames[apart]) for thing in (ball, shape))
+    gap = (edges[1] - edges[0])[apart]
     towards = (1 if side == "left" else -1) * width / height
     ball_x, shape_x = (
         towards * np.where(_whole(thing), middles(thing.coverage)[:, 0], np.nan) for thing in (ball, shape)
     )
-    contact = find_contact(left.frames, ball_x, shape_x, edges[1] - edges[0], fps)
+    contact = find_contact(ball.frames, ball_x, shape_x, gap, fps)
     until = np.inf if contact is None else contact * fps
     rest = np.concatenate([alone.coverage, shape.coverage[shape.frames <= until]])
     if len(rest) < 2:
@@ -166,7 +174,7 @@ def _from_wall(frames: np.ndarray) -> np.ndarray:
     """How far each pixel's colour is from the wall's, (frames, height, width); 0 on the floor, where shadows are.
 
     A row's median is the wall's colour unless the two things fill half of the row: then it is far from what the rows
-    above them, whose brightness is even, lead to.
+    above them, whose brightness is even, lead to, and the wall is what of the row is nearest to that.
     """
     height = frames.shape[1]
     floor, clear = int(SHADOWS * height), int(CLEAR_WALL * height)
@@ -174,9 +182,10 @@ def _from_wall(frames: np.ndarray) -> np.ndarray:
     rows = np.arange(floor) - (clear - 1) / 2
     slope = np.einsum("r,frc->fc", rows[:clear], wall[:, :clear]) / np.square(rows[:clear]).sum()
     line = wall[:, :clear].mean(axis=1)[:, None] + rows[:, None] * slope[:, None]
-    far = np.linalg.norm(wall - line, axis=-1, keepdims=True) > LEAST_CONTRAST
-    far[:, int(NARROW * height) :] = False
-    wall = np.where(far, line, wall)
+    far = np.linalg.norm(wall - line, axis=-1) > LEAST_CONTRAST
+    crowded, least = frames[:, :floor][far].astype(np.float32), int(LEAST_WALL * frames.shape[2])
+    nearest = np.linalg.norm(crowded - line[far][:, None], axis=-1).argsort(axis=1)[:, :least, None]
+    wall[far] = np.median(np.take_along_axis(crowded, nearest, axis=1), axis=1)
     distance = np.zeros(frames.shape[:3], np.float32)
     distance[:, :floor] = np.linalg.norm(frames[:, :floor] - wall[:, :, None].astype(np.float32), axis=-1)
     return distance
