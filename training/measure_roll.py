@@ -32,8 +32,8 @@ SECONDS_BEFORE, SECONDS_AFTER = 0.5, 0.3
 # A push is noticed this many frames after it began, at most, counting those in which ball and shape are one piece.
 FRAMES_TO_NOTICE = 6
 STEPS = 20
-# Where the shape's area is further from what it is mostly, a blur has joined a part of one thing with the other.
-SWELL = 0.4
+# Where a thing's area is further from what it is mostly, a blur has joined a part of it with the other, or is one.
+SWELL = 0.5
 
 
 @dataclass(frozen=True)
@@ -83,6 +83,8 @@ def measure_roll(frames: np.ndarray, fps: float = FPS) -> RollMeasure:
     """Find the ball and what it hits in uint8 `frames` (frames, height, width, 3), name them and time their contact."""
     height, width = frames.shape[1:3]
     alone, left, right = _things(frames)
+    apart = _sized(left) & _sized(right)
+    left, right = (_Pieces(thing.coverage[apart], thing.frames[apart]) for thing in (left, right))
     if len(left.frames) < 2:
         return RollMeasure()
     edges = [_right_edges(left.coverage) / height, (width - _right_edges(right.coverage[..., ::-1])) / height]
@@ -90,15 +92,11 @@ def measure_roll(frames: np.ndarray, fps: float = FPS) -> RollMeasure:
     if max(nearer) < LEAST_APPROACH:
         return RollMeasure()
     side, ball, shape = ("left", left, right) if nearer[0] > nearer[1] else ("right", right, left)
-    areas, whole = shape.coverage.sum(axis=(1, 2)), _whole(shape)
-    apart = ~whole | (np.abs(areas / np.median(areas[whole] if whole.any() else areas) - 1) < SWELL)
-    ball, shape = (_Pieces(thing.coverage[apart], thing.frames[apart]) for thing in (ball, shape))
-    gap = (edges[1] - edges[0])[apart]
     towards = (1 if side == "left" else -1) * width / height
     ball_x, shape_x = (
         towards * np.where(_whole(thing), middles(thing.coverage)[:, 0], np.nan) for thing in (ball, shape)
     )
-    contact = find_contact(ball.frames, ball_x, shape_x, gap, fps)
+    contact = find_contact(left.frames, ball_x, shape_x, edges[1] - edges[0], fps)
     until = np.inf if contact is None else contact * fps
     rest = np.concatenate([alone.coverage, shape.coverage[shape.frames <= until]])
     if len(rest) < 2:
@@ -210,6 +208,13 @@ def _pieces(distance: np.ndarray, least: float) -> list[np.ndarray]:
 def _whole(thing: _Pieces) -> np.ndarray:
     """Whether the thing does not touch the left or right edge of the picture, (seen,)."""
     return np.asarray(thing.coverage[:, :, [0, -1]].max(axis=(1, 2)) < 0.4)
+
+
+def _sized(thing: _Pieces) -> np.ndarray:
+    """Whether the thing is as large as it mostly is, or else not wholly in view, (seen,)."""
+    areas, whole = thing.coverage.sum(axis=(1, 2)), _whole(thing)
+    usual = max((np.median(some) for some in (areas, areas[whole]) if len(some)), default=0.0)
+    return np.asarray(~whole | (np.abs(areas - usual) < SWELL * usual))
 
 
 def _right_edges(coverage: np.ndarray) -> np.ndarray:
